@@ -1,0 +1,329 @@
+"""What a database must do for Edda: the contract that four stores keep and one conformance suite checks.
+
+Every mutating method is ONE transaction and a function of its input: it may be called again with the same input
+after ``StorageUnavailableError`` (outcome unknown) and then changes nothing twice. Deadlocks, serialisation
+failures and busy files are retried inside the store. ``StorageDataError`` means: a value of the batch cannot be
+stored and nothing was written; the caller halves the batch.
+
+Isolation is READ COMMITTED, set by the store (SQLite: BEGIN IMMEDIATE). What must be seen after waiting for a
+lock is read in a later statement. Lock order everywhere: accept lock -> source positions (sorted) -> identities
+(sorted by digest) -> instances (sorted by id) -> waits, events, outbox, workers.
+
+"now" is the database's clock plus ``clock_offset_us``, read once per transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from edda.storage.rows import (
+    AcceptBatch,
+    AcceptResult,
+    Beat,
+    ClaimedInstance,
+    EventRow,
+    FlushResult,
+    InstanceRow,
+    LoadedInstance,
+    NewInstance,
+    OutboxMessage,
+    Record,
+    RelayOutcome,
+    Routing,
+    Shape,
+    State,
+    TakenRows,
+    Trigger,
+    Turn,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+#: Called (in the event loop) with a hint that another process committed something: "run:<app>" or "outbox".
+HintListener = Callable[[str], None]
+
+
+class Heart(Protocol):
+    """A connection of its own for the lease thread; used only inside that thread's event loop."""
+
+    async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
+        """THE housekeeping statement: renew this worker's row unless it is dead, and look around.
+
+        One statement (SQLite, MySQL: at most three in one go). ``UPDATE edda_workers SET expires_at = now + lease_us
+        WHERE id = worker AND NOT dead``; zero rows -> ``alive`` False. Reconnects by itself on the next call.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class Storage(Protocol):
+    """One database. Opened and closed in one event loop; methods may be called concurrently."""
+
+    dialect: str  # "sqlite" | "postgresql" | "mysql" | "memory"
+    clock_offset_us: int  # 0 outside tests
+    has_hints: bool  # True: ``listen`` works across processes (PostgreSQL)
+    session_holds_writer: bool  # True: an open user transaction blocks every other writer (SQLite)
+    statements: int  # statements (or transactions of the SQLite writer) sent so far by this store; for tests
+    flushes: int  # calls of ``flush`` that reached the database so far
+
+    # ---------------------------------------------------------------- life
+
+    async def open(self, lease_us: int = 30_000_000) -> None:
+        """Connect, check durability settings (log a warning naming the setting), set session timeouts <= lease/2.
+
+        Raises StorageUnavailableError when the database does not answer; the app waits and tries again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close every connection. Safe to call twice."""
+        ...
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date under a lock; ten processes may call it at once."""
+        ...
+
+    async def ping(self) -> None:
+        """One trivial statement; for /readyz. Raises StorageUnavailableError."""
+        ...
+
+    async def now(self) -> int:
+        """The database's time in microseconds (plus the offset)."""
+        ...
+
+    def engine(self) -> AsyncEngine:
+        """The SQLAlchemy engine for users' sessions (``ctx.session``) and for cold queries; made on first use.
+
+        READ COMMITTED; on SQLite every transaction is BEGIN IMMEDIATE.
+        """
+        ...
+
+    # ---------------------------------------------------------------- accept
+
+    async def routing(self) -> Routing:
+        """Shapes and triggers at one version (one transaction)."""
+        ...
+
+    async def accept(self, batch: AcceptBatch) -> AcceptResult:
+        """Make a batch of events durable and wake what waits for them.
+
+        Under the accept lock, exclusive: (1) routing version differs -> StaleRoutingError, nothing written;
+        (2) positions by compare-and-set (no row yet: inserted); events and poison of a stale position are left out;
+        (3) identities inserted, never SELECT-then-INSERT; ours are those that this call inserted or that carry this
+        ``batch_id`` already (repeat after unknown commit: those are reported ACCEPTED again, nothing else is done for
+        them); others are DUPLICATE or, with another data_hash, CONFLICT. Two equal digests inside one batch: the first
+        wins; (4) events get the next accept sequence numbers in batch order; accepted_at = max(now, last accepted_at);
+        one edda_event_keys row per key; addressee: the chain of the addressed instance (unknown id: the id itself; an
+        ended instance: stored without waking, verdict UNMATCHED); (5) waits of kind event, not due, whose hash is one
+        of the keys and (addressee '' or equal to the wait's chain): their instances are locked in id order, then the
+        waits marked due, instances' signals + 1, waiting -> runnable with available_at now. At most 1,000 waits
+        here, the rest is reported in ``more_hashes``; (6) ``starts`` are inserted with start_event = the event's seq and
+        chain_started_at = now; a taken id or live_key starts nothing; (7) poison into dead letters. COMMIT.
+        EventResult.waits/starts count what this event woke (best effort beyond the first thousand).
+        ``woken_apps``: apps of instances made runnable or started.
+        """
+        ...
+
+    async def mark_due(self, hashes: Sequence[bytes], limit: int = 1000) -> tuple[frozenset[str], bool]:
+        """Mark waits due that have an unreceived event in these hashes; repeatable by anyone, order does not matter.
+
+        As step 5 of accept, for at most ``limit`` waits, shape ready, with an event key seq > cursor (and != skip, and
+        addressed to nobody or the chain). Returns (apps woken, whether more remain).
+        """
+        ...
+
+    async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
+        """Insert the shape as filling (backfill_until = last accept sequence, routing version + 1) under the accept
+        lock, exclusive; an existing shape is returned as it is without the lock. No event yet accepted
+        (last_seq = 0): born ready."""
+        ...
+
+    async def events_of_pattern(self, pattern: str, after: int, until: int, limit: int) -> list[EventRow]:
+        """Retained events whose type fits the pattern, after < seq <= until, in seq order; for backfill."""
+        ...
+
+    async def backfill(self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool) -> frozenset[str]:
+        """Insert (hash, addressee or '', seq) rows, ignoring those that exist. With ``done``: mark the shape ready
+        (routing version + 1, accept lock exclusive) and mark due every wait of the shape that has an unreceived event
+        (instances as in accept step 5). Returns apps woken."""
+        ...
+
+    async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
+        """Insert or update by (app, workflow, pattern); routing version + 1 only if something changed. Accept lock."""
+        ...
+
+    # ---------------------------------------------------------------- claim
+
+    async def claim(self, app: str, workflows: Sequence[str], worker: str, limit: int) -> list[ClaimedInstance]:
+        """Own up to ``limit`` runnable instances: state running, owner, fence + 1, updated_at now.
+
+        By priority (high first) and available_at, only available_at <= now, only this app and these workflow names,
+        skipping rows locked by others. Only if the worker's row is alive (else: empty list).
+        """
+        ...
+
+    async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
+        """In statements after the claim's (or the flush's): signals first, then history, then waits with events.
+
+        For a due event wait on a ready shape, ``event`` is the first with its hash, addressed to nobody or its chain,
+        seq > cursor, seq != skip. ``history=False`` leaves the history empty (the owner has it).
+        """
+        ...
+
+    # ---------------------------------------------------------------- turn
+
+    async def flush(self, turns: Sequence[Turn]) -> FlushResult:
+        """Apply the turns of different instances in one transaction; no bad member fails its neighbours.
+
+        At most one turn per instance. If any turn registers an event wait or parks an instance that has event waits,
+        the accept lock is taken shared, first. Then:
+        (0) ``start`` rows are inserted unless id or live_key is taken (born running, fence 1, owner = turn.owner,
+        signals 0);
+        (1) the instance rows are locked in id order and compared: fence and owner equal -> ours. Owner NULL and fence
+        equal and the turn has a release -> it was applied by an earlier try (APPLIED, nothing touched). Else LOST
+        (EXISTS if the turn has ``start``);
+        (2) a turn with records whose first record's (instance, seq) exists with the same fence was applied by an
+        earlier try: nothing of its records, waits, outbox, children is written again, its release is re-evaluated;
+        with another fence: LOST;
+        (3) records (recorded_at = now), waits (replaced by key; due = false), drop_waits deleted, outbox rows
+        (available_at = now, state pending), children (unless taken);
+        (4) release: END -> applied only if signals equal turn.signals: state, output, error, ended_at, owner NULL,
+        live_key NULL, its waits deleted, updated_at; else KEPT. END with end_state PAUSED keeps waits and live_key, sets
+        owner NULL and is unconditional. PARK -> if signals differ: KEPT. Else, in a later statement, every event wait of
+        the instance is looked at: has it (shape ready) an unreceived event, or its deadline passed -> due (and KEPT);
+        else due = false, owner NULL, state waiting. YIELD -> runnable, owner NULL, available_at now, unconditional.
+        Waits that are registered by a turn that does not park are looked at in the same way: due at once if an event is
+        there; then the result is KEPT (= load me), so that the owner needs no other look.
+        ``reset_recoveries`` sets recoveries 0.
+        """
+        ...
+
+    async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
+        """The same for one turn without waits and release, on the user's own open transaction (not committed here).
+
+        Lock and compare the instance row, insert records, outbox rows and children. LOST or a record that exists
+        already leaves the transaction to be rolled back by the caller.
+        """
+        ...
+
+    async def record_fence(self, instance_id: str, seq: int) -> int | None:
+        """The fence that record (instance, seq) was written under, or None; resolves an unknown commit."""
+        ...
+
+    async def enqueue_in_session(self, connection: AsyncConnection, messages: Sequence[OutboxMessage]) -> None:
+        """Insert outbox rows on the user's own open transaction (also a sync one, through run_sync)."""
+        ...
+
+    async def insert_instances_in_session(self, connection: AsyncConnection, instances: Sequence[NewInstance]) -> None:
+        """Insert unowned instances on the user's own open transaction. Raises InstanceExistsError."""
+        ...
+
+    async def insert_instances(self, instances: Sequence[NewInstance]) -> list[bool]:
+        """Insert unowned instances; False where id or live_key was taken."""
+        ...
+
+    # ---------------------------------------------------------------- ownership
+
+    def heart(self) -> Heart:
+        """A new heart for the lease thread."""
+        ...
+
+    async def register_worker(self, worker: str, app: str, lease_us: int) -> None:
+        """Insert the worker's row: expires_at = now + lease."""
+        ...
+
+    async def retire_worker(self, worker: str) -> int:
+        """Clean shutdown: the worker's row is marked dead and its instances go back at once (runnable, fence + 1,
+        recoveries unchanged). Returns how many."""
+        ...
+
+    async def requeue_expired(self, limit: int = 1000) -> tuple[frozenset[str], int]:
+        """Workers with expires_at < now are declared dead first (``WHERE NOT dead AND expires_at < now``); then, in the
+        same transaction, up to ``limit`` instances owned by dead workers: owner NULL, runnable, fence + 1,
+        recoveries + 1. Returns (apps woken, number re-queued). Old dead rows without instances are removed."""
+        ...
+
+    async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
+        """Waits not due whose deadline <= now: lock their instances in id order, mark due, signals + 1,
+        waiting -> runnable. Repeatable by anyone. Returns (apps woken, number of waits fired)."""
+        ...
+
+    async def poll(self, app: str) -> Beat:
+        """The look-around part of ``Heart.beat`` without renewal: ONE statement for the adaptive poll."""
+        ...
+
+    # ---------------------------------------------------------------- relay
+
+    async def outbox_take(
+        self, destination: str, owner: str, lease_us: int, limit: int, max_bytes: int
+    ) -> TakenRows:
+        """Take or renew the relay lease of the destination (free, expired, or already ours), then read rows.
+
+        First retrying rows with available_at <= now, then pending ones in id order, ``limit`` together, at most
+        ``max_bytes`` of data (at least one row). Of one ordering key: nothing behind a row that is retrying (not yet
+        available) or dead, and the rows of a key in id order. Not held by us -> TakenRows(held=False).
+        """
+        ...
+
+    async def outbox_settle(self, destination: str, owner: str, outcome: RelayOutcome) -> bool:
+        """Write the results of a round if the lease is still ours (lock and compare; False: nothing written).
+
+        confirmed: rows deleted, and parked rows of their ordering keys become pending again unless a retrying or dead
+        row of that key remains. failed: state retrying, attempts + 1, available_at = now + delay, reason. dead: state
+        dead, attempts + 1, reason (rows of its ordering key stay behind it until it is replayed or discarded). parked:
+        state parked. Behind a failed or dead row of a key, pending rows of that key become parked.
+        """
+        ...
+
+    async def outbox_release(self, destination: str, owner: str) -> None:
+        """Give the relay lease back."""
+        ...
+
+    # ---------------------------------------------------------------- queries (once, in SQLAlchemy Core)
+
+    async def get_instance(self, instance_id: str) -> InstanceRow | None:
+        """One instance with the kinds of its waits."""
+        ...
+
+    async def find_instances(
+        self,
+        *,
+        app: str | None = None,
+        states: Sequence[State] = (),
+        workflow_contains: str | None = None,
+        id_contains: str | None = None,
+        started_after: int | None = None,
+        started_before: int | None = None,
+        input_filters: Mapping[str, object] | None = None,
+        limit: int = 50,
+        before: tuple[int, str] | None = None,
+    ) -> list[InstanceRow]:
+        """Newest first by (created_at, id); ``before`` is where the last page ended. Partial matches ignore case."""
+        ...
+
+    async def get_history(self, instance_id: str) -> list[Record]:
+        """All records in pos order."""
+        ...
+
+    async def counts(self) -> Mapping[str, int]:
+        """Rows by table (without the prefix), and "outbox.dead", "instances.<state>"; for demos, tests and doctor."""
+        ...
+
+    # ---------------------------------------------------------------- hints
+
+    async def notify(self, hints: Sequence[str]) -> None:
+        """Tell other processes after the commit ("run:<app>", "outbox"). No-op where ``has_hints`` is False."""
+        ...
+
+    def listen(self, listener: HintListener) -> AbstractAsyncContextManager[None]:
+        """Hear other processes' hints while the context is open; reconnects by itself. No-op without hints."""
+        ...
+
+
+__all__ = ["Heart", "HintListener", "Storage"]
