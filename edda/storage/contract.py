@@ -37,6 +37,7 @@ from edda.storage.rows import (
     TakenRows,
     Trigger,
     Turn,
+    TurnResult,
 )
 
 if TYPE_CHECKING:
