@@ -1,0 +1,74 @@
+"""Fixtures for all tests: databases. See ``tests/README.md``."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.support import run, servers
+from tests.support.databases import KINDS, Database, Kind, temporary_database
+
+_owns_the_run = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the run, in the one process that owns it."""
+    config.stash[_owns_the_run] = run.begin()
+    if config.stash[_owns_the_run] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # SIGTERM would end this process without a word; as Ctrl-C it is cleaned up after.
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-xdist has ended its workers: nobody starts anything any more
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the servers that any process of this run has started."""
+    if config.stash.get(_owns_the_run, False):
+        servers.stop_all()
+        run.end()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _database(kind: Kind, directory: Path) -> Iterator[Database]:
+    try:
+        with temporary_database(kind, directory) as database:
+            yield database
+    except servers.UnavailableError as error:
+        if os.environ.get("EDDA_REQUIRE_DATABASES") == "1":
+            pytest.fail(f"EDDA_REQUIRE_DATABASES=1, but {error}", pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database; the test runs once for each kind."""
+    yield from _database(request.param, tmp_path)
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+    """An empty SQLite database, in a file that does not exist yet."""
+    yield from _database("sqlite", tmp_path)
+
+
+@pytest.fixture
+def postgresql_database(tmp_path: Path) -> Iterator[Database]:
+    """An empty PostgreSQL database."""
+    yield from _database("postgresql", tmp_path)
+
+
+@pytest.fixture
+def mysql_database(tmp_path: Path) -> Iterator[Database]:
+    """An empty MySQL database."""
+    yield from _database("mysql", tmp_path)
+
+
+@pytest.fixture
+def mariadb_database(tmp_path: Path) -> Iterator[Database]:
+    """An empty MariaDB database."""
+    yield from _database("mariadb", tmp_path)

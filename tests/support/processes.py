@@ -1,0 +1,160 @@
+"""Python processes that a test starts, freezes and kills.
+
+A test names a function of a module; it runs in a process of its own and speaks over standard output::
+
+    with spawn("tests.crash.programs:work", database.url) as process:
+        await process.line("step 3 begins")
+        process.kill()
+"""
+
+import asyncio
+import importlib
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+
+class Process:
+    """One running function. Leaving the ``with`` block kills it, whatever state it is in."""
+
+    def __init__(self, target: str, arguments: tuple[str, ...], env: Mapping[str, str]) -> None:
+        self.target = target
+        self._lines: list[str] = []
+        self._read = 0
+        self._ended = False
+        self._news = threading.Condition()
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tests.support.processes", target, *arguments],
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._pump, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """Everything it has written so far, standard error included."""
+        with self._news:
+            return "\n".join(self._lines)
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives, then its exit status; minus the signal's number when one killed it."""
+        return self._process.poll()
+
+    def wait_for_line(self, pattern: str, timeout: float = 30) -> re.Match[str]:
+        """Wait for a line in which the regular expression is found; looks at each line once, in order.
+
+        Raises:
+            AssertionError: it ended, or ``timeout`` seconds passed, without such a line. Carries the output.
+        """
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                while self._read < len(self._lines):
+                    line = self._lines[self._read]
+                    self._read += 1
+                    if found := re.search(pattern, line):
+                        return found
+                remaining = deadline - time.monotonic()
+                if self._ended or remaining <= 0:
+                    why = "ended" if self._ended else f"within {timeout:g} s wrote"
+                    output = "\n".join(self._lines)
+                    msg = f"{self.target} {why} without a line like {pattern!r}. Its output:\n{output}"
+                    raise AssertionError(msg)
+                self._news.wait(remaining)
+
+    async def line(self, pattern: str, timeout: float = 30) -> re.Match[str]:
+        """The same as ``wait_for_line``, while the event loop goes on."""
+        return await asyncio.to_thread(self.wait_for_line, pattern, timeout)
+
+    def kill(self) -> None:
+        """SIGKILL it, and return when it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP it: it holds what it holds and does nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT it."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM it: the polite request that it end. Follow with ``wait``."""
+        self._process.terminate()
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait for its end; returns the exit status.
+
+        Raises:
+            AssertionError: it still lives after ``timeout`` seconds. Carries the output.
+        """
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            msg = f"{self.target} still runs after {timeout:g} s. Its output:\n{self.output}"
+            raise AssertionError(msg) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        # A grandchild may hold the pipe open: what it still writes is nobody's business.
+        self._reader.join(1)
+        if error is not None:
+            error.add_note(f"output of {self.target}:\n{self.output}")
+
+    def _pump(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                with self._news:
+                    self._lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+def spawn(target: str, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
+    """Start ``module:function`` in a new Python process; use it in a ``with`` block.
+
+    Args:
+        target: a function, async or not, in a module that can be imported without effects.
+        arguments: handed to it as texts.
+        env: variables on top of this process's.
+    """
+    return Process(target, arguments, env or {})
+
+
+def _main() -> None:
+    target, *arguments = sys.argv[1:]
+    module, function = target.split(":")
+    outcome = getattr(importlib.import_module(module), function)(*arguments)
+    if inspect.iscoroutine(outcome):
+        asyncio.run(outcome)
+
+
+if __name__ == "__main__":
+    _main()
