@@ -51,7 +51,7 @@ def start(
         docker.errors.DockerException: no engine, or no such image.
     """
     testcontainers_config.ryuk_disabled = True
-    _remove_abandoned()
+    remove_abandoned()
     (run.directory() / _MARK).touch()
     container = DockerContainer(
         image, env=dict(environment or {}), ports=[port], labels={_LABEL: run.owner()}
@@ -84,7 +84,7 @@ def remove_all() -> None:
                 _remove(container)
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
     """Remove what runs left behind whose owner was killed."""
     with closing(docker.from_env()) as client:
         for container in client.containers.list(all=True, filters={"label": _LABEL}, ignore_removed=True):

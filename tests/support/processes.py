@@ -8,6 +8,7 @@ A test names a function of a module; it runs in a process of its own and speaks 
 """
 
 import asyncio
+import ctypes
 import importlib
 import inspect
 import os
@@ -148,7 +149,15 @@ def spawn(target: str, *arguments: str, env: Mapping[str, str] | None = None) ->
     return Process(target, arguments, env or {})
 
 
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent dies: a killed run leaves no orphans, not even frozen ones."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def _main() -> None:
+    _die_with_parent()
     target, *arguments = sys.argv[1:]
     module, function = target.split(":")
     outcome = getattr(importlib.import_module(module), function)(*arguments)

@@ -86,7 +86,7 @@ def admin_url(kind: ServerKind) -> str:
     Raises:
         UnavailableError: it cannot be had; asking again in this run fails at once.
     """
-    if url := os.environ.get(f"EDDA_TEST_{_RECIPES[kind].variable}_URL"):
+    if url := os.environ.get(variable(kind)):
         return url
     with run.lock(kind):
         known = run.directory() / f"{kind}.json"
@@ -96,6 +96,25 @@ def admin_url(kind: ServerKind) -> str:
     if "url" not in found:
         raise UnavailableError(found["reason"])
     return found["url"]
+
+
+def variable(kind: ServerKind) -> str:
+    """The environment variable that names a server to use instead of starting one."""
+    return f"EDDA_TEST_{_RECIPES[kind].variable}_URL"
+
+
+def serves(url: str) -> bool:
+    """True if a server answers there now."""
+
+    async def ask() -> None:
+        async with engine(url).connect() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+
+    try:
+        run_apart(ask)
+    except Exception:
+        return False
+    return True
 
 
 def stop_all() -> None:

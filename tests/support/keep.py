@@ -1,0 +1,43 @@
+"""Servers that outlive a run, for a developer who runs tests all day.
+
+``eval "$(python -m tests.support.keep)"`` starts those that are not running and prints the variables that
+make the tests use them; ``python -m tests.support.keep stop`` removes them.
+"""
+
+import os
+import sys
+from typing import get_args
+
+from tests.support import run, servers
+from tests.support.servers import ServerKind
+
+
+def _main() -> None:
+    kinds: tuple[ServerKind, ...] = get_args(ServerKind)
+    for kind in kinds:
+        os.environ.pop(servers.variable(kind), None)
+    run.join_kept()
+    if sys.argv[1:] == ["stop"]:
+        _stop()
+        return
+    if not all(servers.serves(servers.admin_url(kind)) for kind in kinds if _was_started(kind)):
+        _stop()  # the machine or the container engine was restarted
+        run.join_kept()
+    for kind in kinds:
+        try:
+            print(f"export {servers.variable(kind)}={servers.admin_url(kind)}")
+        except servers.UnavailableError as error:
+            print(error, file=sys.stderr)
+
+
+def _was_started(kind: ServerKind) -> bool:
+    return (run.directory() / f"{kind}.json").exists()
+
+
+def _stop() -> None:
+    servers.stop_all()
+    run.end()
+
+
+if __name__ == "__main__":
+    _main()
