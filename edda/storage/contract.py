@@ -127,7 +127,8 @@ class Storage(Protocol):
         here, the rest is reported in ``more_hashes``; (6) ``starts`` are inserted with start_event = the event's seq and
         chain_started_at = now; a taken id or live_key starts nothing; (7) poison into dead letters. COMMIT.
         EventResult.waits/starts count what this event woke (best effort beyond the first thousand).
-        ``woken_apps``: apps of instances made runnable or started.
+        ``woken_apps``: apps of instances signalled (also those that are owned and running: their owner must look) or
+        started. The same holds for the apps that mark_due, backfill, fire_timers return.
         """
         ...
 
@@ -167,6 +168,10 @@ class Storage(Protocol):
         By priority (high first) and available_at, only available_at <= now, only this app and these workflow names,
         skipping rows locked by others. Only if the worker's row is alive (else: empty list).
         """
+        ...
+
+    async def owned(self, worker: str) -> list[ClaimedInstance]:
+        """What this worker owns now (state running), as claimed; for a claim whose answer was lost."""
         ...
 
     async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
