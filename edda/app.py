@@ -1,0 +1,434 @@
+"""``EddaApp``: composes store, inbox, engine, gateways and relays; starts and stops them. No logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from uuid_utils import uuid7
+
+from edda import asgi
+from edda.activity import refuse_while_writing
+from edda.cloudevent import CloudEvent
+from edda.engine.attempt import current_attempt
+from edda.engine.worker import Worker, WorkerOptions
+from edda.errors import ConfigurationError, InstanceExistsError, NotRunningError, OwnershipLostError, StorageUnavailableError
+from edda.event_handlers import EventHandler, handler_workflow
+from edda.handle import Handle, outcome_of
+from edda.inbox.accept import Inbox
+from edda.inbox.registry import Shapes
+from edda.queries import Instances
+from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
+from edda.storage.connect import open_store
+from edda.storage.rows import EventResult, NewInstance, State, Trigger
+from edda.workflow import StartOptions, Workflow, declared, running_apps
+from outbox_relays.relay import Relay
+
+if TYPE_CHECKING:
+    from edda.storage.contract import Storage
+    from outbox_relays.publisher import Publisher
+
+log = logging.getLogger("edda.app")
+
+
+class EddaApp:
+    """One service: its database, its workflows, its gateways and relays. Several can live in one process.
+
+    Args:
+        service_name: Names the app in the database; instances belong to it.
+        db_url: ``sqlite:///orders.db``, ``postgresql://user:password@host/db`` or ``mysql://...``.
+        workflows: What this app runs; default: every workflow declared in the process.
+        relays: Where outbox events go. Each is a publisher, e.g. ``HttpPublisher(url)``.
+        outbox_enabled, broker_url: As in ``edda-framework 0.16``: publish every event to one HTTP broker.
+        work: False makes a client: it starts, queries and delivers, and runs nothing.
+        lease_seconds: How long a dead process's instances stay its own (kill -9 to resumed is at most this and a second).
+        max_runs: Instances in memory at once.
+        strict_arguments: Pause an instance whose replayed call has other arguments than recorded (for tests).
+
+    The arguments that only made sense for polling in ``edda-framework 0.16`` are accepted and not needed.
+    """
+
+    def __init__(  # noqa: PLR0913, each is a setting of its own
+        self,
+        service_name: str,
+        db_url: str,
+        outbox_enabled: bool = False,
+        broker_url: str | None = None,
+        hooks: object = None,
+        default_retry_policy: RetryPolicy | None = None,
+        message_retention_days: int = 7,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        pool_timeout: int = 30,
+        pool_recycle: int = 3600,
+        pool_pre_ping: bool = True,
+        use_listen_notify: bool | None = None,
+        notify_fallback_interval: int = 30,
+        max_workflows_per_batch: int | str = 10,
+        leader_heartbeat_interval: int = 15,
+        leader_lease_duration: int = 45,
+        *,
+        workflows: Iterable[Workflow[Any, Any]] | None = None,
+        relays: Sequence[Publisher] = (),
+        work: bool = True,
+        lease_seconds: float = 30.0,
+        max_runs: int = 1_000,
+        max_threads: int = 32,
+        max_recoveries: int = 20,
+        shutdown_timeout: float = 20.0,
+        strict_arguments: bool = False,
+        gateway_tokens: Sequence[str] = (),
+    ) -> None:
+        del pool_pre_ping, notify_fallback_interval, leader_heartbeat_interval, leader_lease_duration
+        if not service_name or len(service_name.encode()) > 128:  # noqa: PLR2004, a column
+            msg = f"service_name={service_name!r} must have 1 to 128 bytes, for example 'orders'"
+            raise ConfigurationError(msg)
+        if outbox_enabled and not broker_url:
+            msg = "outbox_enabled=True needs broker_url, for example broker_url='http://broker/events'"
+            raise ConfigurationError(msg)
+        if isinstance(max_workflows_per_batch, str) and max_workflows_per_batch not in {"auto", "auto:cpu"}:
+            msg = f"max_workflows_per_batch={max_workflows_per_batch!r}; use a number, 'auto' or 'auto:cpu'"
+            raise ConfigurationError(msg)
+        if lease_seconds < 1:
+            msg = f"lease_seconds={lease_seconds} leaves no room for a missed renewal; use at least 1"
+            raise ConfigurationError(msg)
+        self.service_name = service_name
+        self.db_url = db_url
+        self.outbox_enabled = outbox_enabled
+        self.broker_url = broker_url
+        self.hooks = hooks
+        self.default_retry_policy = default_retry_policy
+        self.message_retention_days = message_retention_days
+        self.store: Storage = open_store(
+            db_url,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=pool_timeout,
+            pool_recycle=pool_recycle,
+        )
+        if use_listen_notify and not self.store.has_hints:
+            msg = f"use_listen_notify=True needs PostgreSQL; this database is {self.store.dialect}"
+            raise ConfigurationError(msg)
+        self._publishers = list(relays)
+        if outbox_enabled and broker_url:
+            from outbox_relays.http import HttpPublisher  # noqa: PLC0415, an extra
+
+            self._publishers.append(HttpPublisher(broker_url, mode="structured"))
+        self._options = WorkerOptions(
+            lease_seconds=lease_seconds,
+            max_runs=max_runs,
+            max_threads=max_threads,
+            max_recoveries=max_recoveries,
+            shutdown_timeout=shutdown_timeout,
+            strict_arguments=strict_arguments,
+            default_policy=default_retry_policy or DEFAULT_RETRY_POLICY,
+        )
+        self._work = work
+        self._given = None if workflows is None else list(workflows)
+        self._handlers: list[EventHandler] = []
+        self._workflows: dict[str, Workflow[Any, Any]] = {}
+        self._inbox: Inbox | None = None
+        self._worker: Worker | None = None
+        self._relays: list[Relay] = []
+        self._initialized = False
+        self._starting: asyncio.Lock | None = None
+        self.waiting_for: str | None = None
+        self._asgi = asgi.compose(self, tokens=gateway_tokens)
+
+    # ------------------------------------------------------------------ life
+
+    async def initialize(self) -> None:
+        """Connect, migrate, declare triggers, begin to work. Idempotent.
+
+        A database that is down is waited for, with backoff; each try is logged and shown by ``/readyz``.
+        """
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._initialized:
+                return
+            self._workflows = self._collect()
+            await self._connect()
+            shapes = Shapes(self.store)
+            definitions = {workflow.name: workflow.definition for workflow in self._workflows.values()}
+            worker = Worker(
+                self.store,
+                self.service_name,
+                definitions if self._work else {},
+                shapes,
+                self._options,
+                self._outbox_news,
+                self._destinations,
+            )
+            shapes.on_woken = worker.woken
+            self._inbox = Inbox(self.store, on_woken=worker.woken)
+            await self.store.declare_triggers(self._triggers())
+            if self._work:
+                await worker.start()
+            self._worker = worker
+            for publisher in self._publishers:
+                relay = Relay(self.store, publisher, owner=worker.owner)
+                self._relays.append(relay)
+                await relay.start()
+            self._initialized = True
+            running_apps.append(self)
+            log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
+
+    async def _connect(self) -> None:
+        pause = 0.2
+        while True:
+            try:
+                await self.store.open(int(self._options.lease_seconds * 1_000_000))
+                await self.store.migrate()
+            except StorageUnavailableError as error:
+                self.waiting_for = str(error)
+                log.warning("waiting_for_database", extra={"app": self.service_name, "error": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 10.0)
+            else:
+                self.waiting_for = None
+                return
+
+    async def shutdown(self) -> None:
+        """Stop: claim no more, let turns finish within ``shutdown_timeout``, give leases back, close the database."""
+        if not self._initialized:
+            await self.store.close()
+            return
+        self._initialized = False
+        running_apps.remove(self)
+        if self._inbox is not None:
+            await self._inbox.close()
+        if self._worker is not None and self._work:
+            await self._worker.stop()
+        for relay in self._relays:
+            await relay.stop()
+        self._relays.clear()
+        self._worker = self._inbox = None
+        await self.store.close()
+
+    async def __aenter__(self) -> EddaApp:
+        """``async with EddaApp(...)``."""
+        await self.initialize()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Shut down."""
+        await self.shutdown()
+
+    def _collect(self) -> dict[str, Workflow[Any, Any]]:
+        found: dict[str, Workflow[Any, Any]] = {}
+        given = self._given if self._given is not None else list(declared.values())
+        for workflow in [*given, *(handler.workflow for handler in self._handlers)]:
+            other = found.setdefault(workflow.name, workflow)
+            if other is not workflow:
+                msg = (
+                    f"app {self.service_name!r}: two workflows are called {workflow.name!r} "
+                    f"({other.__module__}.{other.__qualname__} and {workflow.__module__}.{workflow.__qualname__}). "
+                    "Give one of them a stored name of its own: @workflow(name=\"...\")."
+                )
+                raise ConfigurationError(msg)
+        return found
+
+    def _triggers(self) -> list[Trigger]:
+        triggers = []
+        for workflow in self._workflows.values():
+            if workflow.on is not None:
+                policy = "event" if workflow.key is None else "key"
+                triggers.append(
+                    Trigger(self.service_name, workflow.name, workflow.on, workflow.key, workflow.version, policy)
+                )
+            if workflow.event_handler and not any(h.event_type == workflow.name for h in self._handlers):
+                triggers.append(Trigger(self.service_name, workflow.name, workflow.name, None, workflow.version))
+        return triggers
+
+    # ------------------------------------------------------------------ events
+
+    def on_event(self, event_type: str, proto_type: object = None) -> Callable[[Any], Any]:
+        """Call ``async def handler(event)`` for every event of this type: durably, retried, once per event and handler.
+
+        Register before ``initialize()``. A handler that keeps failing leaves a failed instance with the reason.
+        """
+        del proto_type
+
+        def register(handler: Callable[[Any], Coroutine[Any, Any, Any]]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+            if self._initialized:
+                msg = f"on_event({event_type!r}): register handlers before app.initialize()"
+                raise ConfigurationError(msg)
+            self._handlers.append(handler_workflow(event_type, handler))
+            return handler
+
+        return register
+
+    async def deliver(self, events: CloudEvent | Sequence[CloudEvent]) -> list[EventResult]:
+        """Accept events: the door that every gateway uses. Returns, after the commit, what became of each."""
+        one = [events] if isinstance(events, CloudEvent) else list(events)
+        refuse_while_writing(current_attempt.get(), "app.deliver()")
+        return await self.inbox.deliver(one)
+
+    async def handle_cloudevent(self, event: Any, wait: bool = False) -> None:
+        """As in ``edda-framework 0.16``; the event is durable when this returns."""
+        del wait
+        await self.deliver(asgi.cloudevent_of(event))
+
+    # ------------------------------------------------------------------ work
+
+    def has_workflow(self, workflow: Workflow[Any, Any]) -> bool:
+        """Whether this app has exactly this workflow."""
+        return self._workflows.get(workflow.name) is workflow
+
+    async def start(self, workflow: Workflow[Any, Any], **kwargs: Any) -> str:
+        """``workflow.start(**kwargs)`` in this app."""
+        return await self.start_workflow(workflow, kwargs, StartOptions())
+
+    async def submit(self, workflow: Workflow[Any, Any], **kwargs: Any) -> Handle:
+        """``workflow.submit(**kwargs)`` in this app."""
+        return await self.submit_workflow(workflow, kwargs, StartOptions())
+
+    async def start_workflow(self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions) -> str:
+        """See ``Workflow.start``."""
+        new = self._new_instance(workflow, kwargs, options)
+        if not self._work or self.worker.stopping:
+            handle = await self._insert(new, options)
+            outcome_of(await handle.ended())
+            return handle.id
+        released = await self.worker.start_inline(_owned(new, self.worker.owner), wait=True)
+        assert released is not None  # noqa: S101, wait=True
+        if isinstance(released.error, InstanceExistsError):
+            if options.idempotency_key is not None:
+                return new.id
+            raise released.error
+        if released.state is None and not _went_elsewhere(released.error):
+            raise released.error  # type: ignore[misc]
+        if released.state is State.WAITING and released.user_visible:
+            return new.id
+        if released.state in {None, State.RUNNABLE, State.WAITING}:
+            # Lost to another worker, given back, or parked on a retry: the outcome is still to come.
+            outcome_of(await self.handle(new.id).ended())
+            return new.id
+        if released.error is not None:
+            raise released.error
+        return new.id
+
+    async def submit_workflow(
+        self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
+    ) -> Handle:
+        """See ``Workflow.submit``."""
+        new = self._new_instance(workflow, kwargs, options)
+        if not self._work or options.delay is not None or self.worker.full:
+            return await self._insert(new, options)
+        released = await self.worker.start_inline(_owned(new, self.worker.owner), wait=False)
+        if released is not None and released.error is not None and released.state is None:
+            if isinstance(released.error, InstanceExistsError) and options.idempotency_key is not None:
+                return self.handle(new.id)
+            if not _went_elsewhere(released.error):
+                raise released.error
+        return self.handle(new.id)
+
+    async def _insert(self, new: NewInstance, options: StartOptions) -> Handle:
+        [inserted] = await self.store.insert_instances([new])
+        if not inserted:
+            if options.idempotency_key is not None:
+                return self.handle(new.id)
+            msg = f"instance {new.id!r}: the id is taken; nothing was started"
+            raise InstanceExistsError(msg)
+        self.worker.woken({self.service_name})
+        return self.handle(new.id)
+
+    def _new_instance(
+        self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
+    ) -> NewInstance:
+        self._need_running()
+        if not self.has_workflow(workflow):
+            msg = f"app {self.service_name!r} does not have the workflow {workflow.name!r}; it has {sorted(self._workflows)}"
+            raise ConfigurationError(msg)
+        refuse_while_writing(current_attempt.get(), f"{workflow.name}.start()")
+        return NewInstance(
+            id=_instance_id(self.service_name, workflow.name, options),
+            app=self.service_name,
+            workflow=workflow.name,
+            input=workflow.parameters.encode(kwargs),
+            version=workflow.version,
+            priority=options.priority,
+            delay_us=0 if options.delay is None else int(options.delay.total_seconds() * 1_000_000),
+        )
+
+    def handle(self, instance_id: str) -> Handle:
+        """A handle on an instance, wherever it runs."""
+        return Handle(instance_id, self.store, self._worker if self._work else None)
+
+    # ------------------------------------------------------------------ queries
+
+    @property
+    def storage(self) -> Instances:
+        """Queries: ``await app.storage.get_instance(id)``; ``app.storage.engine``."""
+        return Instances(self.store)
+
+    async def find_instances(self, **filters: Any) -> dict[str, Any]:
+        """Find instances, newest first: see ``Instances.find_instances``."""
+        return await Instances(self.store).find_instances(**filters)
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def inbox(self) -> Inbox:
+        """The way in. Raises NotRunningError before ``initialize()``."""
+        self._need_running()
+        assert self._inbox is not None  # noqa: S101, running
+        return self._inbox
+
+    @property
+    def worker(self) -> Worker:
+        """The engine's worker. Raises NotRunningError before ``initialize()``."""
+        self._need_running()
+        assert self._worker is not None  # noqa: S101, running
+        return self._worker
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``initialize()`` has finished."""
+        return self._initialized
+
+    def _need_running(self) -> None:
+        if not self._initialized:
+            msg = f"app {self.service_name!r} is not initialised; call 'await app.initialize()' first"
+            raise NotRunningError(msg)
+
+    def _outbox_news(self) -> None:
+        for relay in self._relays:
+            relay.kick()
+        if not self._relays and self._worker is not None:
+            self._worker.hint("outbox")
+
+    def _destinations(self, event_type: str) -> list[str]:
+        found = [publisher.destination for publisher in self._publishers if publisher.takes(event_type)]
+        return found or ["default"]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI: events in, ``/cancel/{id}``, ``/healthz``, ``/readyz``, lifespan."""
+        await self._asgi(scope, receive, send)
+
+
+def _owned(new: NewInstance, owner: str) -> NewInstance:
+    return replace(new, owner=owner)
+
+
+def _went_elsewhere(error: BaseException | None) -> bool:
+    return isinstance(error, OwnershipLostError)
+
+
+def _instance_id(app: str, workflow: str, options: StartOptions) -> str:
+    if options.id is not None:
+        given = options.id
+        if not 1 <= len(given) <= 128 or not all("!" <= char <= "~" for char in given):  # noqa: PLR2004, a column
+            msg = f"id={given!r} must be 1 to 128 printable ASCII characters without blanks, for example 'order-42'"
+            raise ConfigurationError(msg)
+        return given
+    if options.idempotency_key is not None:
+        # The id follows from the key, so that the primary key itself refuses the second start.
+        digest = hashlib.sha256("\0".join((app, workflow, options.idempotency_key)).encode()).hexdigest()
+        return f"key-{digest[:48]}"
+    return str(uuid7())

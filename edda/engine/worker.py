@@ -1,0 +1,473 @@
+"""Who runs what in this process: claims, owned runs, leases, timers, and the news that make it look again.
+
+Nothing polls on the hot path: commits of this process hand over in memory, other processes' commits come as hints where
+the database has them (PostgreSQL), by an adaptive poll elsewhere; the housekeeping statement is the safety net.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edda.engine.journal import Journal
+from edda.engine.lease import Lease
+from edda.engine.run import Released, Run, WorkflowDefinition
+from edda.engine.timers import Timers
+from edda.errors import EddaError, StorageError, StorageUnavailableError
+from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
+from edda.storage.contract import Storage
+from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, Shape, Turn
+
+log = logging.getLogger("edda.engine")
+
+_CLAIM_BATCH = 100
+_FIRST_POLL, _LONGEST_POLL = 0.05, 1.25
+
+
+class Shapes(Protocol):
+    """Shapes as the inbox registers them."""
+
+    def cached(self, pattern: str, paths: tuple[str, ...]) -> Shape | None: ...
+    async def ensure(self, pattern: str, paths: tuple[str, ...]) -> Shape: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker works. Durations are seconds."""
+
+    lease_seconds: float = 30.0
+    max_loop_block: float = 60.0
+    max_runs: int = 1_000
+    max_threads: int = 32
+    max_recoveries: int = 20
+    retry_park_after: float = 10.0
+    strict_arguments: bool = False
+    shutdown_timeout: float = 20.0
+    default_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+
+
+class TooManyRecoveriesError(EddaError):
+    """The instance's worker died again and again while it ran; it is dead-lettered."""
+
+    code = "EDDA232"
+
+
+class Worker:
+    """Owns and runs instances of one app. ``work=False`` only starts nothing by itself: for clients."""
+
+    def __init__(
+        self,
+        store: Storage,
+        app: str,
+        definitions: Mapping[str, WorkflowDefinition],
+        shapes: Shapes,
+        options: WorkerOptions,
+        on_outbox: Callable[[], None] = lambda: None,
+        destinations: Callable[[str], list[str]] = lambda _: ["default"],
+    ) -> None:
+        self.store = store
+        self.app = app
+        self.options = options
+        self.loop = asyncio.get_running_loop()
+        self.journal = Journal(store)
+        self.default_policy = options.default_policy
+        self.strict_arguments = options.strict_arguments
+        self.retry_park_after = options.retry_park_after
+        self.stopping = False
+        self.owner = self._new_owner()
+        self.runs: dict[str, Run] = {}
+
+        self._definitions = definitions
+        self._shapes = shapes
+        self._on_outbox = on_outbox
+        self.destinations = destinations
+        self._starters: dict[str, asyncio.Future[Released]] = {}
+        self._watchers: dict[str, list[asyncio.Future[None]]] = {}
+        self._timers = Timers(self.now_us, lambda: self._spawn(self._fire_timers()))
+        self._threads = ThreadPoolExecutor(options.max_threads, thread_name_prefix="edda-activity")
+        self._lease: Lease | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._wake = asyncio.Event()
+        self._saturated = False
+        self._to_load: dict[Run, None] = {}
+        self._hints: set[str] = set()
+        self._notifying = False
+        self._now = (0, 0.0)
+        self._expiry_look: asyncio.TimerHandle | None = None
+        self._active_until = 0.0
+        self._empty = asyncio.Event()
+
+    def _new_owner(self) -> str:
+        # New per process start (and after being declared dead): an old id must never come back to life.
+        return f"{self.app[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Register, and begin to claim."""
+        self.saw_now(await self.store.now())
+        await self._take_office()
+        self._spawn(self._claim_for_ever())
+        self._spawn(self._hear())
+        if not self.store.has_hints:
+            self._spawn(self._poll_for_ever())
+        self.kick()
+
+    async def _take_office(self) -> None:
+        await self.store.register_worker(self.owner, self.app, int(self.options.lease_seconds * 1_000_000))
+        self._lease = Lease(
+            self.store,
+            self.owner,
+            self.app,
+            self.options.lease_seconds,
+            self.options.max_loop_block,
+            self._on_beat,
+        )
+        self._lease.start()
+
+    async def stop(self) -> None:
+        """Clean shutdown: claim no more, let turns finish within the deadline, give the leases back at once."""
+        self.stopping = True
+        self._wake.set()
+        for run in list(self.runs.values()):
+            self.loop.call_soon(run.wake)
+        deadline = self.loop.time() + self.options.shutdown_timeout
+        while self.runs and self.loop.time() < deadline:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), deadline - self.loop.time())
+            except TimeoutError:
+                break
+        if self.runs:
+            log.warning("shutdown_deadline", extra={"runs": len(self.runs)})
+        self.journal.close()
+        for run in list(self.runs.values()):
+            run.abandon()
+        if self._lease is not None:
+            await self._lease.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._timers.close()
+        if self._expiry_look is not None:
+            self._expiry_look.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        try:
+            await self.store.retire_worker(self.owner)
+            await self.store.notify([f"run:{self.app}"])
+        except StorageError as error:
+            log.warning("worker_not_retired", extra={"worker": self.owner, "error": str(error)})
+
+    def _spawn(self, coro: Any) -> None:
+        task = self.loop.create_task(coro)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("engine_task_failed", exc_info=task.exception())
+
+    # ------------------------------------------------------------------ starting
+
+    async def start_inline(self, new: NewInstance, *, wait: bool) -> Released | None:
+        """Insert the instance as owned and run it here. With ``wait``: until it ends, parks or is lost."""
+        run = Run(self, self._definitions[new.workflow], new.id, fence=1)
+        released: asyncio.Future[Released] = self.loop.create_future()
+        self._starters[new.id] = released
+        self.runs[new.id] = run
+        born = run.born(self.loop)
+        self.loop.call_soon(run.begin_new, new)
+        if not wait:
+            waiting: list[asyncio.Future[Any]] = [released, born]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not released.done():
+                self._starters.pop(new.id, None)
+                return None
+            return released.result()
+        return await asyncio.shield(released)
+
+    @property
+    def full(self) -> bool:
+        """Whether it owns as much as it may; then new work is left to whoever claims it."""
+        return self.stopping or len(self.runs) >= self.options.max_runs
+
+    def watch(self, instance_id: str) -> asyncio.Future[None]:
+        """A future that ends when this process releases the instance (a hint to look at its row)."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._watchers.setdefault(instance_id, []).append(future)
+        return future
+
+    def unwatch(self, instance_id: str, future: asyncio.Future[None]) -> None:
+        """Forget a watcher."""
+        watchers = self._watchers.get(instance_id, [])
+        if future in watchers:
+            watchers.remove(future)
+        if not watchers:
+            self._watchers.pop(instance_id, None)
+
+    # ------------------------------------------------------------------ what a run asks of its host
+
+    def now_us(self) -> int:
+        """The database's clock as last seen, plus what has passed since. Never ahead of it but for drift."""
+        seen, at = self._now
+        return seen + int((time.monotonic() - at) * 1_000_000)
+
+    def saw_now(self, now_us: int) -> None:
+        """An answer carried the database's time."""
+        if now_us >= self.now_us() - 50_000:
+            self._now = (now_us, time.monotonic())
+        elif now_us > 0 and self._now[0] - now_us > 5_000_000:
+            self._now = (now_us, time.monotonic())  # the database's clock was set back
+
+    def known_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape | None:
+        """A shape that is registered already."""
+        return self._shapes.cached(pattern, paths)
+
+    async def ensure_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
+        """Register a shape; waits for the database as long as it takes."""
+        shape: Shape = await _persist(lambda: self._shapes.ensure(pattern, paths))
+        return shape
+
+    def load_soon(self, run: Run) -> None:
+        """Read the run's waits with those of the others that ask in the same tick."""
+        self._to_load[run] = None
+        if len(self._to_load) == 1:
+            self.loop.call_soon(lambda: self._spawn(self._load()))
+
+    async def _load(self) -> None:
+        runs, self._to_load = list(self._to_load), {}
+        if not runs:
+            return
+        loaded = await _persist(lambda: self.store.load([run.id for run in runs], history=False))
+        for run in runs:
+            self.loop.call_soon(run.loaded, loaded.get(run.id))
+
+    def timer(self, deadline_us: int) -> None:
+        """A deadline that this process has registered."""
+        self._timers.add(deadline_us)
+
+    def committed(self, turn: Turn) -> None:
+        """A turn is durable: pass on what it left for others."""
+        if turn.outbox:
+            self._on_outbox()
+        if turn.children:
+            self.woken({child.app for child in turn.children})
+
+    def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:
+        """For sync activities."""
+        return self.loop.run_in_executor(self._threads, func)
+
+    def released(self, run: Run, how: Released) -> None:
+        """A run has left memory."""
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
+        starter = self._starters.pop(run.id, None)
+        if starter is not None and not starter.done():
+            starter.set_result(how)
+        if how.state is None or how.state in ENDED:
+            for watcher in self._watchers.pop(run.id, ()):
+                if not watcher.done():
+                    watcher.set_result(None)
+        if self._saturated:
+            self._wake.set()
+        if not self.runs:
+            self._empty.set()
+
+    # ------------------------------------------------------------------ news
+
+    def kick(self) -> None:
+        """Something became runnable, or a wait of an owned run became due: look."""
+        self._active_until = self.loop.time() + 1.0
+        self._wake.set()
+
+    def woken(self, apps: set[str] | frozenset[str]) -> None:
+        """A commit of this process made instances of these apps runnable."""
+        if self.app in apps:
+            self.kick()
+        others = apps - {self.app} if not self._saturated else apps
+        for app in others:
+            self.hint(f"run:{app}")
+
+    def hint(self, hint: str) -> None:
+        """Tell other processes, coalesced: one statement for all hints of a tick."""
+        if not self.store.has_hints:
+            return
+        self._hints.add(hint)
+        if not self._notifying:
+            self._notifying = True
+            self._spawn(self._notify())
+
+    async def _notify(self) -> None:
+        try:
+            while self._hints:
+                hints, self._hints = sorted(self._hints), set()
+                await self.store.notify(hints)
+        except StorageError as error:
+            log.debug("hint_not_sent", extra={"error": str(error)})  # the safety net finds it
+        finally:
+            self._notifying = False
+
+    async def _hear(self) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.store.listen(self._heard))
+            await asyncio.Event().wait()
+
+    def _heard(self, hint: str) -> None:
+        if hint in {f"run:{self.app}", "run:*"}:
+            self.kick()
+        if hint in {"outbox", "run:*"}:
+            self._on_outbox()
+
+    def _on_beat(self, beat: Beat) -> None:
+        if self.stopping:
+            return
+        if not beat.alive:
+            self._spawn(self._declared_dead())
+            return
+        self._look(beat)
+        if self._expiry_look is not None:
+            self._expiry_look.cancel()
+            self._expiry_look = None
+        if beat.foreign_expiry_us is not None:
+            # The one extra look: half a second behind the earliest lease of another worker.
+            delay = max(0.0, (beat.foreign_expiry_us - beat.now_us) / 1_000_000) + 0.5
+            self._expiry_look = self.loop.call_later(delay, lambda: self._spawn(self._requeue_expired()))
+
+    def _look(self, beat: Beat) -> None:
+        self.saw_now(beat.now_us)
+        if beat.next_deadline_us is not None:
+            self._timers.add(beat.next_deadline_us)
+        if beat.next_available_us is not None:
+            delay = max(0.0, (beat.next_available_us - beat.now_us) / 1_000_000)
+            if delay <= self.options.lease_seconds:
+                self.loop.call_later(delay + 0.001, self._wake.set)
+        if beat.runnable or any(run.has_waits for run in self.runs.values()):
+            self._wake.set()
+        if beat.outbox:
+            self._on_outbox()
+
+    async def _declared_dead(self) -> None:
+        log.error("worker_declared_dead", extra={"worker": self.owner, "runs": len(self.runs)})
+        for run in list(self.runs.values()):
+            run.lose()
+        if self._lease is not None:
+            await self._lease.stop()
+        self.owner = self._new_owner()
+        await _persist(self._take_office)
+        self.kick()
+
+    async def _requeue_expired(self) -> None:
+        while True:
+            apps, requeued = await _persist(self.store.requeue_expired)
+            if requeued:
+                log.warning("instances_requeued", extra={"count": requeued})
+            self.woken(apps)
+            if requeued < 1_000:  # noqa: PLR2004, the store's chunk
+                return
+
+    async def _fire_timers(self) -> None:
+        while True:
+            apps, fired = await _persist(self.store.fire_timers)
+            self.woken(apps)
+            if fired < 1_000:  # noqa: PLR2004, the store's chunk
+                return
+
+    async def _poll_for_ever(self) -> None:
+        pause = _FIRST_POLL
+        while not self.stopping:
+            await asyncio.sleep(pause)
+            try:
+                beat = await self.store.poll(self.app)
+            except StorageError as error:
+                log.debug("poll_failed", extra={"error": str(error)})
+                pause = _LONGEST_POLL
+                continue
+            self._look(beat)
+            busy = beat.runnable or beat.outbox or self.loop.time() < self._active_until
+            pause = _FIRST_POLL if busy else min(pause * 1.5, _LONGEST_POLL)
+
+    # ------------------------------------------------------------------ claiming
+
+    async def _claim_for_ever(self) -> None:
+        pause = 0.05
+        while not self.stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            for run in list(self.runs.values()):
+                if run.has_waits:
+                    run.load()
+            try:
+                await self._claim_while_there_is_work()
+                pause = 0.05
+            except StorageUnavailableError as error:
+                log.warning("claim_waits_for_database", extra={"error": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                await _persist(self._adopt_orphans)
+                self._wake.set()
+
+    async def _claim_while_there_is_work(self) -> None:
+        names = sorted(self._definitions)
+        while not self.stopping and names:
+            room = self.options.max_runs - len(self.runs)
+            self._saturated = room <= 0
+            if room <= 0:
+                return
+            limit = min(room, _CLAIM_BATCH)
+            claimed = await self.store.claim(self.app, names, self.owner, limit)
+            if claimed:
+                await self._take(claimed)
+            if len(claimed) < limit:
+                return
+
+    async def _take(self, claimed: list[ClaimedInstance]) -> None:
+        loaded = await _persist(lambda: self.store.load([instance.id for instance in claimed]))
+        for instance in claimed:
+            if instance.id not in self.runs and instance.id in loaded:
+                self._begin(instance, loaded[instance.id])
+
+    def _begin(self, instance: ClaimedInstance, loaded: Any) -> None:
+        run = Run(self, self._definitions[instance.workflow], instance.id, instance.fence)
+        run.input = instance.input
+        run.chain = instance.chain
+        run.chain_started_at = instance.chain_started_at
+        run.created_at = instance.created_at
+        run.start_event = instance.start_event
+        run.recoveries = instance.recoveries
+        self.runs[instance.id] = run
+        if instance.recoveries > self.options.max_recoveries:
+            run.signals = loaded.signals
+            reason = TooManyRecoveriesError(
+                f"instance {instance.id!r}: its worker died {instance.recoveries} times while it ran, without one "
+                "turn committed in between. It is dead-lettered; look at what its next activity does to the process."
+            )
+            self.loop.call_soon(run.doom, reason)
+        else:
+            self.loop.call_soon(run.begin_claimed, loaded)
+
+    async def _adopt_orphans(self) -> None:
+        """A claim whose answer was lost may have been committed: what we own without knowing is run after all."""
+        orphans = [instance for instance in await self.store.owned(self.owner) if instance.id not in self.runs]
+        if orphans:
+            await self._take(orphans)
+
+
+async def _persist(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Call until the database answers; every transaction may be sent again."""
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except StorageUnavailableError as error:
+            log.warning("waiting_for_database", extra={"error": str(error)})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)

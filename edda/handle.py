@@ -1,0 +1,84 @@
+"""A handle on one instance, wherever it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from edda.errors import EddaError, InstanceNotFoundError
+from edda.history.codec import decode, decode_exception
+from edda.status import status_word
+from edda.storage.rows import InstanceRow, State
+
+if TYPE_CHECKING:
+    from edda.engine.worker import Worker
+    from edda.storage.contract import Storage
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+
+
+class InstanceEndedError(EddaError):
+    """The instance has no result: it was cancelled, or given up (dead-lettered)."""
+
+    code = "EDDA213"
+
+
+class Handle:
+    """Look at an instance, or wait for its result."""
+
+    def __init__(self, instance_id: str, store: Storage, worker: Worker | None) -> None:
+        self.id = instance_id
+        self._store = store
+        self._worker = worker
+
+    async def status(self) -> str:
+        """Its status word (``running``, ``waiting_for_timer``, ``completed``, ...)."""
+        return status_word(await self._row())
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the end: the workflow's result, or its exception raised again.
+
+        Raises TimeoutError after ``timeout`` seconds (the instance goes on), InstanceEndedError when it was given up or cancelled.
+        """
+        async with asyncio.timeout(timeout):
+            return outcome_of(await self.ended())
+
+    async def ended(self) -> InstanceRow:
+        """Wait until the instance has ended; its row."""
+        pause = _FIRST_PAUSE
+        while True:
+            watcher = self._worker.watch(self.id) if self._worker is not None else None
+            try:
+                row = await self._row()
+                if row.ended_at is not None:
+                    return row
+                if watcher is not None:
+                    await asyncio.wait([watcher], timeout=pause)
+                else:
+                    await asyncio.sleep(pause)
+            finally:
+                if watcher is not None and self._worker is not None:
+                    self._worker.unwatch(self.id, watcher)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _row(self) -> InstanceRow:
+        row = await self._store.get_instance(self.id)
+        if row is None:
+            msg = f"instance {self.id!r} does not exist (or was removed by retention)"
+            raise InstanceNotFoundError(msg)
+        return row
+
+    def __repr__(self) -> str:
+        """For people."""
+        return f"<handle {self.id}>"
+
+
+def outcome_of(row: InstanceRow) -> Any:
+    """The result of an ended instance, or its exception raised."""
+    if row.state is State.COMPLETED:
+        return decode(row.output or b"null", row.output_type)
+    if row.state is State.FAILED and row.error is not None:
+        raise decode_exception(row.error)
+    reason = f": {decode_exception(row.error)}" if row.error else ""
+    msg = f"instance {row.id!r} ended as {row.state}{reason}"
+    raise InstanceEndedError(msg)

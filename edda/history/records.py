@@ -1,0 +1,26 @@
+"""The kinds of records, and which command each one answers. One table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ACTIVITY: Final = "activity"
+ACTIVITY_FAILED: Final = "activity_failed"
+EVENT: Final = "event"
+EVENT_TIMEOUT: Final = "event_timeout"
+TIMER: Final = "timer"
+PUBLISH: Final = "publish"
+CHILD: Final = "child"
+BLOCK: Final = "transaction"
+
+#: Record kind -> command kind. The determinism check compares commands, so that success and failure are one.
+COMMAND_OF: Final[dict[str, str]] = {
+    ACTIVITY: "activity",
+    ACTIVITY_FAILED: "activity",
+    EVENT: "wait_event",
+    EVENT_TIMEOUT: "wait_event",
+    TIMER: "sleep",
+    PUBLISH: "send_event",
+    CHILD: "child",
+    BLOCK: "transaction",
+}
