@@ -38,10 +38,12 @@ def _database(kind: Kind, directory: Path) -> Iterator[Database]:
     try:
         with temporary_database(kind, directory) as database:
             yield database
+            return
     except servers.UnavailableError as error:
-        if os.environ.get("EDDA_REQUIRE_DATABASES") == "1":
-            pytest.fail(f"EDDA_REQUIRE_DATABASES=1, but {error}", pytrace=False)
-        pytest.skip(str(error))
+        reason = str(error)
+    if os.environ.get("EDDA_REQUIRE_DATABASES") == "1":
+        pytest.fail(f"EDDA_REQUIRE_DATABASES=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(params=KINDS)
