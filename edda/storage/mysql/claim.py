@@ -1,0 +1,189 @@
+"""Claim and load: become the owner of runnable instances, then read what is needed to run them.
+
+Locks of a claim: the worker's row (shared), then instances, of which it waits for none (SKIP LOCKED), so that it can
+be part of no deadlock. ``load`` locks nothing; its statements are later ones, each with a snapshot of its own, and go
+in the order signals, history, waits: what changes in between raises ``signals`` again and makes the owner look again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from edda.storage.mysql.connection import Link, Row
+from edda.storage.mysql.statements import COMMIT, ROLLBACK, Statement, Value, marks, start_transaction
+from edda.storage.rows import ClaimedInstance, EventRow, LoadedInstance, Record, WaitKind, WaitRow
+
+_CLAIMED = (
+    "id, app, workflow, version, fence, signals, chain, chain_started_at, created_at, start_event, recoveries, "
+    "input, carried"
+)
+
+
+def claim_candidates(app: str, workflows: Sequence[str], limit: int) -> Statement:
+    """Lock the next runnable instances, in the order of the index; rows that others have locked are left out."""
+    return Statement(
+        f"SELECT {_CLAIMED} FROM edda_instances FORCE INDEX (edda_instances_runnable) "
+        f"WHERE state = 'runnable' AND app = %s AND workflow IN {marks(len(workflows))} "
+        "AND available_at <= @edda_now ORDER BY priority DESC, available_at LIMIT %s FOR UPDATE SKIP LOCKED",
+        (app, *workflows, limit),
+    )
+
+
+async def claim(
+    link: Link, offset_us: int, app: str, workflows: Sequence[str], worker: str, limit: int
+) -> list[ClaimedInstance]:
+    """One transaction of two packets; see the contract."""
+    alive, rows = (
+        await link.run(
+            *start_transaction(offset_us),
+            # Shared: whoever declares this worker dead waits for our commit and then finds what was claimed, or has
+            # committed before, and then nothing is claimed.
+            Statement("SELECT id FROM edda_workers WHERE id = %s AND dead = 0 LOCK IN SHARE MODE", (worker,)),
+            claim_candidates(app, workflows, limit),
+        )
+    )[2:]
+    if not alive.rows or not rows.rows:
+        await link.run(ROLLBACK)
+        return []
+    ids = [row[0] for row in rows.rows]
+    await link.run(
+        Statement(
+            "UPDATE edda_instances SET state = 'running', owner = %s, fence = fence + 1, updated_at = @edda_now "
+            f"WHERE id IN {marks(len(ids))}",
+            (worker, *ids),
+        ),
+        COMMIT,
+    )
+    return [_claimed(row, 1) for row in rows.rows]
+
+
+async def owned(link: Link, worker: str) -> list[ClaimedInstance]:
+    """What the worker owns."""
+    query = f"SELECT {_CLAIMED} FROM edda_instances WHERE owner = %s AND state = 'running' ORDER BY id"
+    (result,) = await link.run(Statement(query, (worker,)))
+    return [_claimed(row, 0) for row in result.rows]
+
+
+async def load(link: Link, ids: Sequence[str], *, history: bool) -> dict[str, LoadedInstance]:
+    """One packet, and a second one if event waits are due."""
+    among = marks(len(ids))
+    statements = [
+        Statement(f"SELECT id, chain, signals FROM edda_instances WHERE id IN {among}", ids),
+        Statement(
+            "SELECT w.instance_id, w.seq, w.kind, w.name, w.hash, w.cursor, w.skip, w.deadline, w.due, w.detail, "
+            "s.ready FROM edda_waits w LEFT JOIN edda_shapes s ON s.id = w.shape_id "
+            f"WHERE w.instance_id IN {among} ORDER BY w.instance_id, w.seq",
+            ids,
+        ),
+    ]
+    if history:
+        records = (
+            "SELECT instance_id, seq, pos, kind, name, payload, content_type, args_hash, recorded_at "
+            f"FROM edda_history WHERE instance_id IN {among} ORDER BY instance_id, pos"
+        )
+        statements.insert(1, Statement(records, ids))
+    results = await link.run(*statements)
+    found = {row[0]: row for row in results[0].rows}
+    histories: dict[bytes, list[Record]] = defaultdict(list)
+    for row in results[1].rows if history else ():
+        histories[row[0]].append(_record(row))
+    events = await _first_events(link, results[-1].rows, {id: row[1] for id, row in found.items()})
+    waits: dict[bytes, list[WaitRow]] = defaultdict(list)
+    for row in results[-1].rows:
+        waits[row[0]].append(_wait(row, events.get((row[0], row[1]))))
+    return {
+        id.decode(): LoadedInstance(tuple(histories[id]), tuple(waits[id]), row[2]) for id, row in found.items()
+    }
+
+
+def first_event(which: int, hash: bytes, addressees: Sequence[Value], cursor: int, skip: int) -> Statement:
+    """The first event key for one wait.
+
+    With its values as constants and not joined: from a joined column MySQL takes no start of a range, and would walk
+    from the oldest event of the type to the cursor each time.
+    """
+    one = (
+        "(SELECT seq FROM edda_event_keys WHERE hash = %s AND addressee = %s AND seq > %s AND seq <> %s "
+        "ORDER BY seq LIMIT 1)"
+    )
+    values: list[Value] = [which]
+    for addressee in addressees:
+        values += [hash, addressee, cursor, skip]
+    union = " UNION ALL ".join([one] * len(addressees))
+    return Statement(f"(SELECT %s AS which, MIN(k.seq) AS seq FROM ({union}) k)", values)
+
+
+async def _first_events(
+    link: Link, waits: Sequence[Row], chains: dict[bytes, bytes]
+) -> dict[tuple[bytes, int], EventRow]:
+    due = [
+        (row[0], row[1], row[4], row[5], row[6])
+        for row in waits
+        if row[2] == b"event" and row[8] and row[10] and row[4] is not None and row[0] in chains
+    ]
+    events: dict[tuple[bytes, int], EventRow] = {}
+    for begin in range(0, len(due), 100):
+        some = due[begin : begin + 100]
+        firsts = [
+            first_event(number, hash, (b"", chains[id]), cursor, skip)
+            for number, (id, _, hash, cursor, skip) in enumerate(some)
+        ]
+        query = (
+            "SELECT f.which, e.seq, e.type, e.source, e.event_id, e.attributes, e.data, e.content_type, e.addressee, "
+            f"e.accepted_at FROM ({' UNION ALL '.join(first.text for first in firsts)}) f "
+            "STRAIGHT_JOIN edda_events e ON e.seq = f.seq"
+        )
+        (result,) = await link.run(Statement(query, [value for first in firsts for value in first.values]))
+        for which, *event in result.rows:
+            events[some[which][0], some[which][1]] = _event(event)
+    return events
+
+
+def _claimed(row: Row, raised: int) -> ClaimedInstance:
+    id, app, workflow, version, fence, *numbers_and_payloads = row
+    signals, chain, chain_started_at, created_at, start_event, recoveries, input, carried = numbers_and_payloads
+    return ClaimedInstance(
+        id=id.decode(),
+        app=app.decode(),
+        workflow=workflow.decode(),
+        version=_text(version),
+        fence=fence + raised,
+        signals=signals,
+        chain=chain.decode(),
+        chain_started_at=chain_started_at,
+        created_at=created_at,
+        start_event=start_event,
+        recoveries=recoveries,
+        input=input,
+        carried=carried,
+    )
+
+
+def _record(row: Row) -> Record:
+    _, seq, pos, kind, name, payload, content_type, args_hash, recorded_at = row
+    return Record(seq, pos, kind.decode(), name, payload, _text(content_type), args_hash, recorded_at)
+
+
+def _wait(row: Row, event: EventRow | None) -> WaitRow:
+    _, seq, kind, name, hash, cursor, _, deadline, due, detail, _ = row
+    return WaitRow(seq, WaitKind(kind.decode()), name, hash, cursor, deadline, bool(due), detail, event)
+
+
+def _event(row: Sequence[object]) -> EventRow:
+    seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at = row
+    return EventRow(
+        seq=seq,
+        type=type.decode(),
+        source=source,
+        event_id=event_id,
+        attributes=attributes,
+        data=data,
+        content_type=content_type,
+        addressee=_text(addressee),
+        accepted_at=accepted_at,
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
