@@ -63,7 +63,12 @@ def text() -> sa.types.TypeEngine[str]:
 
 
 MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB"}
-_identity = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def identity() -> sa.types.TypeEngine[int]:
+    """An identity column: SQLite gives numbers only to INTEGER."""
+    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 instances = sa.Table(
     "edda_instances",
@@ -152,7 +157,6 @@ sa.Index(
     "edda_waits_deadline",
     waits.c.due,
     waits.c.deadline,
-    postgresql_where=sa.and_(sa.not_(waits.c.due), waits.c.deadline.is_not(None)),
 )
 sa.Index("edda_waits_shape", waits.c.shape_id)
 
@@ -197,7 +201,7 @@ sa.Index("edda_event_keys_seq", event_keys.c.seq)
 shapes = sa.Table(
     "edda_shapes",
     metadata,
-    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("id", identity(), primary_key=True, autoincrement=True),
     sa.Column("pattern", Key(255), nullable=False),
     sa.Column("paths", Key(700), nullable=False),  # canonical JSON list
     sa.Column("ready", sa.Boolean, nullable=False),
@@ -209,7 +213,7 @@ shapes = sa.Table(
 triggers = sa.Table(
     "edda_triggers",
     metadata,
-    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("id", identity(), primary_key=True, autoincrement=True),
     sa.Column("app", Key(128), nullable=False),
     sa.Column("workflow", Key(255), nullable=False),
     sa.Column("pattern", Key(255), nullable=False),
@@ -234,7 +238,7 @@ accept = sa.Table(
 outbox = sa.Table(
     "edda_outbox",
     metadata,
-    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("id", identity(), primary_key=True, autoincrement=True),
     sa.Column("destination", Key(255), nullable=False),
     sa.Column("ordering_key", Key(255)),
     sa.Column("state", Key(16), nullable=False),  # pending, retrying, parked, dead
@@ -267,7 +271,7 @@ relay_leases = sa.Table(
 dead_letters = sa.Table(
     "edda_dead_letters",
     metadata,
-    sa.Column("id", _identity, primary_key=True, autoincrement=True),
+    sa.Column("id", identity(), primary_key=True, autoincrement=True),
     sa.Column("origin", text(), nullable=False),
     sa.Column("raw", payload(), nullable=False),
     sa.Column("headers", payload(), nullable=False),

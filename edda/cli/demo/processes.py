@@ -1,0 +1,117 @@
+"""The demo's own processes: ``python -m edda.cli.demo.processes gateway|worker|sink ...``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvicorn
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from edda.app import EddaApp
+from edda.cli.demo.workflows import fulfil_order
+from outbox_relays.http import HttpPublisher
+
+#: Short leases, so that the take-over after the kill fits into a demo.
+LEASE_SECONDS = 2.0
+
+
+async def serve(application: ASGIApp, on_listening: Callable[[int], None]) -> None:
+    """Serve on a free port of the loopback interface until SIGTERM."""
+    config = uvicorn.Config(application, host="127.0.0.1", port=0, log_level="warning", lifespan="on")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        on_listening(server.servers[0].sockets[0].getsockname()[1])
+    await serving
+
+
+async def gateway(database_url: str) -> None:
+    """Accepts events; has no user code, because triggers are rows."""
+    app = EddaApp("demo", database_url, workflows=[], work=False)
+    await app.initialize()
+    await serve(app, lambda port: print(f"listening {port}", flush=True))
+
+
+async def worker(database_url: str, sink_url: str) -> None:
+    """Runs the workflows, and relays the outbox to the sink."""
+    app = EddaApp(
+        "demo",
+        database_url,
+        workflows=[fulfil_order],
+        relays=[HttpPublisher(sink_url)],
+        lease_seconds=LEASE_SECONDS,
+    )
+    async with app:
+        print("ready", flush=True)
+        await _terminated()
+
+
+async def sink(ledger: Path) -> None:
+    """Writes down every event that it is sent; says 204 when the line is on disk."""
+    with ledger.open("ab", buffering=0) as lines:
+
+        async def take(request: Request) -> Response:
+            headers = request.headers
+            lines.write(
+                to_json(
+                    {
+                        "id": headers["ce-id"],
+                        "source": headers["ce-source"],
+                        "type": headers["ce-type"],
+                        "data": (await request.body()).decode(),
+                    }
+                )
+                + b"\n"
+            )
+            return Response(status_code=204)
+
+        application = Starlette(routes=[Route("/", take, methods=["POST"])])
+        await serve(application, lambda port: print(f"listening {port}", flush=True))
+
+
+async def _terminated() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def main() -> None:
+    """Entry point of the demo's processes."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=["gateway", "worker", "sink"])
+    parser.add_argument("--database-url", default="")
+    parser.add_argument("--sink-url", default="")
+    parser.add_argument("--ledger", type=Path, default=Path("sink.jsonl"))
+    given = parser.parse_args()
+    parts: dict[str, Callable[[], Awaitable[None]]] = {
+        "gateway": lambda: gateway(given.database_url),
+        "worker": lambda: worker(given.database_url, given.sink_url),
+        "sink": lambda: sink(given.ledger),
+    }
+    asyncio.run(_run(parts[given.part]))
+
+
+async def _run(part: Callable[[], Awaitable[None]]) -> None:
+    await part()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Cold reads: instances, histories, counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic_core import from_json
+
+from edda.errors import ConfigurationError
+from edda.storage.core.turns import chunked, record_of
+from edda.storage.rows import InstanceRow, Record, State, WaitKind
+from edda.storage.schema import history, instances, metadata, outbox, waits
+
+_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*\Z")
+_MISSING = object()
+
+
+def get_instance(c: sa.Connection, instance_id: str) -> InstanceRow | None:
+    """One instance."""
+    rows = _rows(c, sa.select(instances).where(instances.c.id == instance_id))
+    return rows[0] if rows else None
+
+
+def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
+    found = c.execute(select).all()
+    kinds: dict[str, set[WaitKind]] = {}
+    for part in chunked([row.id for row in found if row.state == State.WAITING]):
+        for wait in c.execute(sa.select(waits.c.instance_id, waits.c.kind).where(waits.c.instance_id.in_(part))):
+            kinds.setdefault(wait.instance_id, set()).add(WaitKind(wait.kind))
+    return [
+        InstanceRow(
+            row.id,
+            row.app,
+            row.workflow,
+            row.version,
+            State(row.state),
+            row.owner,
+            row.fence,
+            row.signals,
+            row.chain,
+            row.priority,
+            row.recoveries,
+            row.created_at,
+            row.updated_at,
+            row.ended_at,
+            row.input,
+            row.output,
+            row.output_type,
+            row.error,
+            frozenset(kinds.get(row.id, ())),
+        )
+        for row in found
+    ]
+
+
+def find_instances(  # noqa: PLR0913, the contract's arguments
+    c: sa.Connection,
+    *,
+    app: str | None,
+    states: Sequence[State],
+    workflow_contains: str | None,
+    id_contains: str | None,
+    started_after: int | None,
+    started_before: int | None,
+    input_filters: Mapping[str, object] | None,
+    limit: int,
+    before: tuple[int, str] | None,
+) -> list[InstanceRow]:
+    """Newest first. Filters on the input are applied to pages as they are read, so that they mean the same everywhere."""
+    for path in input_filters or {}:
+        if not _PATH.match(path):
+            msg = f"input_filters: {path!r} is not a path; use names joined by dots, for example 'order.customer_id'"
+            raise ConfigurationError(msg)
+    found: list[InstanceRow] = []
+    while len(found) < limit:
+        conditions: list[sa.ColumnElement[bool]] = []
+        if app is not None:
+            conditions.append(instances.c.app == app)
+        if states:
+            conditions.append(instances.c.state.in_([str(state) for state in states]))
+        for column, part in ((instances.c.workflow, workflow_contains), (instances.c.id, id_contains)):
+            if part:
+                # Key columns are bytes on MySQL, which have no case: compared as text.
+                text = sa.func.lower(sa.cast(column, sa.CHAR(255)))
+                conditions.append(text.contains(part.lower(), autoescape=True))
+        if started_after is not None:
+            conditions.append(instances.c.created_at >= started_after)
+        if started_before is not None:
+            conditions.append(instances.c.created_at <= started_before)
+        if before is not None:
+            conditions.append(
+                sa.or_(
+                    instances.c.created_at < before[0],
+                    sa.and_(instances.c.created_at == before[0], instances.c.id < before[1]),
+                )
+            )
+        size = limit if not input_filters else max(limit, 500)
+        page = _rows(
+            c,
+            sa.select(instances)
+            .where(*conditions)
+            .order_by(instances.c.created_at.desc(), instances.c.id.desc())
+            .limit(size),
+        )
+        found += [row for row in page if not input_filters or _matches(row.input, input_filters)]
+        if len(page) < size:
+            break
+        before = (page[-1].created_at, page[-1].id)
+    return found[:limit]
+
+
+def _matches(payload: bytes, filters: Mapping[str, object]) -> bool:
+    document = from_json(payload)
+    for path, wanted in filters.items():
+        value: Any = document
+        for name in path.split("."):
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is _MISSING:
+            value = None
+        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+            return False
+    return True
+
+
+def get_history(c: sa.Connection, instance_id: str) -> list[Record]:
+    """All records."""
+    rows = c.execute(sa.select(history).where(history.c.instance_id == instance_id).order_by(history.c.pos))
+    return [record_of(row) for row in rows]
+
+
+def counts(c: sa.Connection) -> dict[str, int]:
+    """Rows by table, instances by state, dead outbox rows."""
+    found = {
+        table.name.removeprefix("edda_"): c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+        for table in metadata.sorted_tables
+    }
+    for state, number in c.execute(sa.select(instances.c.state, sa.func.count()).group_by(instances.c.state)):
+        found[f"instances.{state}"] = number
+    for state, number in c.execute(sa.select(outbox.c.state, sa.func.count()).group_by(outbox.c.state)):
+        found[f"outbox.{state}"] = number
+    return found
