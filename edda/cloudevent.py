@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from edda.errors import PayloadError
+from edda.storage.rows import EventRow
 
 #: Types that an extension attribute can have (CloudEvents 1.0, type system).
 ExtensionValue = str | int | bool
@@ -112,3 +113,8 @@ def is_json_type(content_type: str | None) -> bool:
         return True
     media = content_type.split(";", 1)[0].strip().lower()
     return media in {"application/json", "text/json"} or media.endswith("+json")
+
+
+def event_of(row: EventRow) -> CloudEvent:
+    """The event of a row of the inbox."""
+    return CloudEvent.from_parts(row.type, row.source, row.event_id, row.attributes, row.data, row.content_type)

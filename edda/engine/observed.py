@@ -6,7 +6,7 @@ import base64
 
 from pydantic_core import from_json, to_json
 
-from edda.cloudevent import CloudEvent
+from edda.cloudevent import CloudEvent, event_of
 from edda.storage.rows import EventRow
 
 
@@ -47,7 +47,3 @@ def decode_event(payload: bytes) -> tuple[int, CloudEvent]:
     )
     return described["seq"], event
 
-
-def event_of(row: EventRow) -> CloudEvent:
-    """The event of a row of the inbox."""
-    return CloudEvent.from_parts(row.type, row.source, row.event_id, row.attributes, row.data, row.content_type)

@@ -8,6 +8,10 @@ from enum import Enum
 from pymysql import err
 
 
+class CollisionError(Exception):
+    """Somebody has inserted what was not there a moment ago; the transaction is run again. Internal."""
+
+
 class Meaning(Enum):
     """What to do."""
 
@@ -56,6 +60,8 @@ _SCHEMA = {1054, 1146}
 
 def meaning(error: BaseException) -> Meaning | None:
     """None: not an error of the database's, or a bug of ours; it goes up as it is."""
+    if isinstance(error, CollisionError):
+        return Meaning.AGAIN
     if isinstance(error, UnicodeEncodeError):
         return Meaning.DATA
     if isinstance(error, OSError | EOFError | asyncio.TimeoutError | err.InterfaceError):
