@@ -120,3 +120,16 @@ class SQLiteTraits:
         return select
 
 
+
+
+_BY_NAME: dict[str, Traits] = {
+    "postgresql": PostgreSQLTraits(),
+    "mysql": MySQLTraits(),
+    "mariadb": MySQLTraits(),
+    "sqlite": SQLiteTraits(),
+}
+
+
+def traits_of(connection: sa.Connection) -> Traits:
+    """The ways of the database that a user's own connection is on."""
+    return _BY_NAME[connection.dialect.name]

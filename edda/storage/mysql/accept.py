@@ -20,12 +20,15 @@ from edda.errors import StaleRoutingError
 from edda.storage.mysql import rows
 from edda.storage.mysql.connection import Link, Result, Row
 from edda.storage.mysql.errors import CollisionError
-from edda.storage.mysql.flush import lock_instances
+from edda.storage.mysql.signal import signal, woken_apps
 from edda.storage.mysql.statements import COMMIT, Statement, Value, insert, marks, pairs, start_transaction
 from edda.storage.rows import ENDED, AcceptBatch, AcceptResult, EventResult, NewEvent, PositionAdvance, Verdict
 
 #: Waits woken inside the accept transaction; the rest is marked after its commit.
 FIRST_WAITS = 1_000
+
+#: Hash -> (event, the chain it is addressed to or None).
+OpenKeys = dict[bytes, list[tuple[int, bytes | None]]]
 
 _ENDED = {state.value.encode() for state in ENDED}
 
@@ -47,8 +50,10 @@ class _Batch:
 async def accept(link: Link, offset_us: int, batch: AcceptBatch) -> AcceptResult:
     """One transaction of three packets; see the contract."""
     known = await _lock(link, offset_us, batch)
-    matched, more = await _write(link, batch, known)
-    woken, starts = await _wake(link, known, [(row[0], row[1]) for row, _ in matched])
+    open_keys = _open_keys(known)
+    which = matches(open_keys)
+    matched, more = await _write(link, batch, known, open_keys, which)
+    woken, starts = await _wake(link, known, [(row[0], row[1]) for row, _ in matched], which)
     waits: dict[int, int] = defaultdict(int)
     for _, seqs in matched:
         for seq in seqs:
@@ -160,7 +165,9 @@ def _sort_out(known: _Batch, batch: AcceptBatch, identities: dict[bytes, Row]) -
 # ---------------------------------------------------------------------------------------------- second packet
 
 
-async def _write(link: Link, batch: AcceptBatch, known: _Batch) -> tuple[list[tuple[Row, list[int]]], set[bytes]]:
+async def _write(
+    link: Link, batch: AcceptBatch, known: _Batch, open_keys: OpenKeys, which: Statement
+) -> tuple[list[tuple[Row, list[int]]], set[bytes]]:
     """The matched waits with the events that match each, and the hashes with more waits than fit."""
     limit = link.max_packet // 2
     identities = list(_insert_identities(known, batch.batch_id, limit))
@@ -170,9 +177,8 @@ async def _write(link: Link, batch: AcceptBatch, known: _Batch) -> tuple[list[tu
     statements += _insert_events(known, limit)
     if not known.repeated:
         statements += _insert_poison(known, batch, limit)
-    open_keys = _open_keys(known)
     if open_keys:
-        statements.append(match(open_keys))
+        statements.append(match(which))
     answers = await link.run(*statements)
     _all_were_new(known, answers[1 : 1 + len(identities)])
     if not open_keys:
@@ -252,9 +258,9 @@ def _insert_poison(known: _Batch, batch: AcceptBatch, limit: int) -> Iterator[St
     return insert(head, marks(6), values, limit)
 
 
-def _open_keys(known: _Batch) -> dict[bytes, list[tuple[int, bytes | None]]]:
-    """Hash -> (event, the chain it is addressed to, or None); events for ended instances wake nobody."""
-    keys: dict[bytes, list[tuple[int, bytes | None]]] = defaultdict(list)
+def _open_keys(known: _Batch) -> OpenKeys:
+    """What wakes; events for ended instances wake nobody."""
+    keys: OpenKeys = defaultdict(list)
     for _, event, seq in known.ours:
         chain, ended = (None, False) if event.addressee is None else known.chains[event.addressee]
         if not ended:
@@ -263,8 +269,8 @@ def _open_keys(known: _Batch) -> dict[bytes, list[tuple[int, bytes | None]]]:
     return keys
 
 
-def match(keys: dict[bytes, list[tuple[int, bytes | None]]]) -> Statement:
-    """The waits that see these events: by hash, and for addressed events by chain, too."""
+def matches(keys: OpenKeys) -> Statement:
+    """The condition on a wait that one of these events is for it: by hash, and if addressed by chain, too."""
     anybody: list[Value] = [hash for hash, events in keys.items() if any(chain is None for _, chain in events)]
     addressed: list[tuple[Value, Value]] = sorted(
         {
@@ -282,10 +288,15 @@ def match(keys: dict[bytes, list[tuple[int, bytes | None]]]) -> Statement:
         condition = pairs("w.hash", "w.chain", addressed)
         conditions.append(condition.text)
         values.extend(condition.values)
+    return Statement(f"({' OR '.join(conditions)}) AND w.kind = 'event'", values)
+
+
+def match(which: Statement) -> Statement:
+    """The first waits that ``matches``, and one more if there are more."""
     return Statement(
         "SELECT w.instance_id, w.seq, w.hash, w.chain FROM edda_waits w FORCE INDEX (edda_waits_hash) "
-        f"WHERE ({' OR '.join(conditions)}) AND w.due = 0 AND w.kind = 'event' LIMIT {FIRST_WAITS + 1}",
-        values,
+        f"WHERE {which.text} AND w.due = 0 LIMIT {FIRST_WAITS + 1}",
+        which.values,
     )
 
 
@@ -293,37 +304,19 @@ def match(keys: dict[bytes, list[tuple[int, bytes | None]]]) -> Statement:
 
 
 async def _wake(
-    link: Link, known: _Batch, waits: Sequence[tuple[Value, Value]]
+    link: Link, known: _Batch, waits: Sequence[tuple[Value, Value]], which: Statement
 ) -> tuple[frozenset[str], dict[int, int]]:
     """The apps that were woken, and how many instances each event has started."""
-    signals = list(signal(waits)) if waits else []
+    signals = list(signal(waits, which)) if waits else []
     starts = [(new, seq) for _, event, seq in known.ours for new in event.starts]
     inserts = list(rows.instances(starts, link.max_packet // 2))
     # A sequence number is given once, so the row that carries it is the one inserted here.
     started = _among("SELECT app, start_event FROM edda_instances WHERE id IN", [new.id for new, _ in starts])
     answers = await link.run(*signals, *inserts, *started, COMMIT)
-    apps = {row[6].decode() for row in answers[0].rows} if signals else set()
+    apps = woken_apps(answers[0]) if signals else set()
     counts: dict[int, int] = defaultdict(int)
     for app, event in answers[-2].rows if starts else ():
         if event > known.last_seq:
             apps.add(app.decode())
             counts[event] += 1
     return frozenset(apps), counts
-
-
-def signal(waits: Sequence[tuple[Value, Value]]) -> tuple[Statement, Statement, Statement]:
-    """Lock the instances (the first answer: as ``lock_instances``), mark their waits due, signal them."""
-    ids = sorted({instance for instance, _ in waits})
-    condition = pairs("instance_id", "seq", waits)
-    return (
-        lock_instances(ids),
-        Statement(f"UPDATE edda_waits SET due = 1 WHERE {condition.text} AND due = 0", condition.values),
-        # The assignments are made from left to right: ``state`` last, for the others look at it.
-        Statement(
-            "UPDATE edda_instances SET signals = signals + 1, "
-            "available_at = IF(state = 'waiting', @edda_now, available_at), "
-            "updated_at = IF(state = 'waiting', @edda_now, updated_at), "
-            f"state = IF(state = 'waiting', 'runnable', state) WHERE id IN {marks(len(ids))} AND ended_at IS NULL",
-            ids,
-        ),
-    )

@@ -15,24 +15,12 @@ from dataclasses import dataclass
 
 from edda.storage.mysql import rows
 from edda.storage.mysql.connection import Link, Row
+from edda.storage.mysql.signal import HAS_EVENT, lock_instances
 from edda.storage.mysql.statements import COMMIT, Statement, Value, marks, pairs, start_transaction
 from edda.storage.rows import Applied, FlushResult, Release, State, Turn, TurnResult, WaitKind
 
 #: Outcomes written by one UPDATE; each is one member of a UNION.
 _ENDS_PER_STATEMENT = 100
-
-# Whether an event wait has an unreceived event. By the newest key and not by the first one after the cursor: MySQL
-# takes no start of a range from another table's column, and would walk all keys of the hash up to the cursor.
-_NEWEST = (
-    "COALESCE((SELECT k.seq FROM edda_event_keys k WHERE k.hash = w.hash AND k.addressee = {} AND k.seq <> w.skip "
-    "ORDER BY k.seq DESC LIMIT 1), 0) > w.cursor"
-)
-HAS_EVENT = (
-    "(w.kind = 'event' AND w.hash IS NOT NULL "
-    "AND NOT EXISTS (SELECT 1 FROM edda_shapes s WHERE s.id = w.shape_id AND s.ready = 0) "
-    f"AND ({_NEWEST.format("''")} OR {_NEWEST.format('w.chain')}))"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Locked:
@@ -93,19 +81,6 @@ async def _lock(link: Link, offset_us: int, turns: Sequence[Turn]) -> _Locked:
         instances={row[0].decode(): row[1:] for row in answers[1].rows},
         records={(row[0].decode(), row[1]): row[2] for row in found},
         floors={time: answer.rows[0][0] if answer.rows else 0 for time, answer in zip(times, floors, strict=True)},
-    )
-
-
-def lock_instances(ids: Sequence[str]) -> Statement:
-    """Lock instance rows in id order, which is the order of the primary key.
-
-    By force: on a small table the optimizer would rather read all of it, and wait for locks on rows that no turn is
-    about.
-    """
-    return Statement(
-        "SELECT id, owner, fence, signals, chain, recoveries, app FROM edda_instances FORCE INDEX (PRIMARY) "
-        f"WHERE id IN {marks(len(ids))} ORDER BY id FOR UPDATE",
-        ids,
     )
 
 

@@ -1,0 +1,86 @@
+"""The housekeeping statements: renew this worker's row, and look around for what waits to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from edda.storage.mysql.connection import Link, Row
+from edda.storage.mysql.statements import CLOCK, Statement
+from edda.storage.rows import Beat
+
+_RUNNABLE = "FROM edda_instances FORCE INDEX (edda_instances_runnable) WHERE state = 'runnable' AND app = %s"
+_LOOK = (
+    "SELECT @edda_now, "
+    "(SELECT dead = 0 FROM edda_workers WHERE id = %s), "
+    "(SELECT MIN(expires_at) FROM edda_workers WHERE dead = 0 AND id <> %s), "
+    "(SELECT MIN(deadline) FROM edda_waits WHERE due = 0 AND deadline IS NOT NULL), "
+    f"EXISTS (SELECT 1 {_RUNNABLE} AND available_at <= @edda_now), "
+    "EXISTS (SELECT 1 FROM edda_outbox WHERE state = 'pending' "
+    "OR (state = 'retrying' AND available_at <= @edda_now)), "
+    f"(SELECT MIN(available_at) {_RUNNABLE} AND available_at > @edda_now)"
+)
+
+
+def _look(worker: str, app: str) -> Statement:
+    return Statement(_LOOK, (worker, worker, app, app))
+
+
+def _beat(row: Row, *, alive: bool) -> Beat:
+    now, _, foreign_expiry, next_deadline, runnable, outbox, next_available = row
+    return Beat(alive, now, foreign_expiry, next_deadline, bool(runnable), bool(outbox), next_available)
+
+
+def _clock(offset_us: int) -> Statement:
+    return Statement(f"SET @edda_now = {CLOCK} + %s", (offset_us,))
+
+
+async def poll(link: Link, offset_us: int, app: str) -> Beat:
+    """One packet; ``foreign_expiry_us`` is that of any worker."""
+    answers = await link.run(_clock(offset_us), _look("", app))
+    return _beat(answers[-1].rows[0], alive=True)
+
+
+class MySQLHeart:
+    """A connection of the lease thread's own, made at the first beat and again after it was lost."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Link]],
+        offset_us: Callable[[], int],
+        translate: Callable[[Exception], Exception],
+    ) -> None:
+        self._connect = connect
+        self._offset_us = offset_us
+        self._translate = translate
+        self._link: Link | None = None
+
+    async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
+        try:
+            if self._link is None or self._link.is_lost:
+                await self.close()
+                self._link = await self._connect()
+            answers = await self._link.run(
+                _clock(self._offset_us()),
+                Statement(
+                    "UPDATE edda_workers SET expires_at = @edda_now + %s WHERE id = %s AND dead = 0",
+                    (lease_us, worker),
+                ),
+                _look(worker, app),
+            )
+        except BaseException as error:
+            # Whatever it was, the next beat starts with a fresh connection.
+            await self.close()
+            if isinstance(error, Exception):
+                raise self._translate(error) from error
+            raise
+        row = answers[-1].rows[0]
+        # Not by the number of changed rows: a row that already had this expiry does not count as changed.
+        return _beat(row, alive=bool(row[1]))
+
+    async def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+__all__ = ["MySQLHeart", "poll"]

@@ -1,0 +1,1 @@
+"""How a CloudEvent looks on the wire: rendering, shared by everything that sends."""
