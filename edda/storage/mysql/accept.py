@@ -22,7 +22,15 @@ from edda.storage.mysql.connection import Link, Result, Row
 from edda.storage.mysql.errors import CollisionError
 from edda.storage.mysql.signal import signal, woken_apps
 from edda.storage.mysql.statements import COMMIT, Statement, Value, insert, marks, pairs, start_transaction
-from edda.storage.rows import ENDED, AcceptBatch, AcceptResult, EventResult, NewEvent, PositionAdvance, Verdict
+from edda.storage.rows import (
+    ENDED,
+    AcceptBatch,
+    AcceptResult,
+    EventResult,
+    NewEvent,
+    PositionAdvance,
+    Verdict,
+)
 
 #: Waits woken inside the accept transaction; the rest is marked after its commit.
 FIRST_WAITS = 1_000
@@ -63,7 +71,10 @@ async def accept(link: Link, offset_us: int, batch: AcceptBatch) -> AcceptResult
         verdict = Verdict.ACCEPTED if wanted else Verdict.UNMATCHED
         known.results[place] = EventResult(verdict, seq, waits[seq], starts[seq])
     return AcceptResult(
-        tuple(result for result in known.results if result is not None), woken, tuple(sorted(more)), known.stale
+        tuple(result for result in known.results if result is not None),
+        woken,
+        tuple(sorted(more)),
+        known.stale,
     )
 
 
@@ -76,7 +87,9 @@ async def _lock(link: Link, offset_us: int, batch: AcceptBatch) -> _Batch:
     begin, read_clock = start_transaction(offset_us)
     head = (
         begin,
-        Statement("SELECT routing_version, last_seq, last_accepted_at FROM edda_accept WHERE id = 1 FOR UPDATE"),
+        Statement(
+            "SELECT routing_version, last_seq, last_accepted_at FROM edda_accept WHERE id = 1 FOR UPDATE"
+        ),
         read_clock,
         Statement("SELECT @edda_now"),
         *_read_positions(batch.positions),
@@ -100,7 +113,8 @@ async def _lock(link: Link, offset_us: int, batch: AcceptBatch) -> _Batch:
         results=[None] * len(batch.events),
         # An unknown id stands for itself: the instance may yet start.
         chains={
-            id: (found[id][1], found[id][2] in _ENDED) if id in found else (id.encode(), False) for id in addressees
+            one: (found[one][1], found[one][2] in _ENDED) if one in found else (one.encode(), False)
+            for one in addressees
         },
         repeated=any(row[3] == batch.batch_id for row in identities.values()),
     )
@@ -239,7 +253,7 @@ def _insert_events(known: _Batch, limit: int) -> Iterator[Statement]:
                 known.now,
             )
         )
-        keys += [(hash, chain or b"", seq) for hash in dict.fromkeys(event.keys)]
+        keys += [(key, chain or b"", seq) for key in dict.fromkeys(event.keys)]
     head = (
         "INSERT INTO edda_events (seq, type, source, event_id, attributes, data, content_type, addressee, "
         "accepted_at) VALUES"
@@ -247,7 +261,8 @@ def _insert_events(known: _Batch, limit: int) -> Iterator[Statement]:
     yield from insert(head, marks(9), events, limit)
     yield from insert("INSERT INTO edda_event_keys (hash, addressee, seq) VALUES", marks(3), keys, limit)
     yield Statement(
-        "UPDATE edda_accept SET last_seq = %s, last_accepted_at = %s WHERE id = 1", (known.ours[-1][2], known.now)
+        "UPDATE edda_accept SET last_seq = %s, last_accepted_at = %s WHERE id = 1",
+        (known.ours[-1][2], known.now),
     )
 
 
@@ -264,18 +279,18 @@ def _open_keys(known: _Batch) -> OpenKeys:
     for _, event, seq in known.ours:
         chain, ended = (None, False) if event.addressee is None else known.chains[event.addressee]
         if not ended:
-            for hash in dict.fromkeys(event.keys):
-                keys[hash].append((seq, chain))
+            for key in dict.fromkeys(event.keys):
+                keys[key].append((seq, chain))
     return keys
 
 
 def matches(keys: OpenKeys) -> Statement:
     """The condition on a wait that one of these events is for it: by hash, and if addressed by chain, too."""
-    anybody: list[Value] = [hash for hash, events in keys.items() if any(chain is None for _, chain in events)]
+    anybody: list[Value] = [key for key, events in keys.items() if any(chain is None for _, chain in events)]
     addressed: list[tuple[Value, Value]] = sorted(
         {
-            (hash, chain)
-            for hash, events in keys.items()
+            (key, chain)
+            for key, events in keys.items()
             if all(chain is not None for _, chain in events)
             for _, chain in events
             if chain is not None

@@ -72,7 +72,7 @@ async def load(link: Link, ids: Sequence[str], *, history: bool) -> dict[str, Lo
         Statement(f"SELECT id, chain, signals FROM edda_instances WHERE id IN {among}", ids),
         Statement(
             "SELECT w.instance_id, w.seq, w.kind, w.name, w.hash, w.cursor, w.skip, w.deadline, w.due, w.detail, "
-            "s.ready FROM edda_waits w LEFT JOIN edda_shapes s ON s.id = w.shape_id "
+            "COALESCE(s.ready, 1) FROM edda_waits w LEFT JOIN edda_shapes s ON s.id = w.shape_id "
             f"WHERE w.instance_id IN {among} ORDER BY w.instance_id, w.seq",
             ids,
         ),
@@ -88,12 +88,13 @@ async def load(link: Link, ids: Sequence[str], *, history: bool) -> dict[str, Lo
     histories: dict[bytes, list[Record]] = defaultdict(list)
     for row in results[1].rows if history else ():
         histories[row[0]].append(_record(row))
-    events = await _first_events(link, results[-1].rows, {id: row[1] for id, row in found.items()})
+    events = await _first_events(link, results[-1].rows, {one: row[1] for one, row in found.items()})
     waits: dict[bytes, list[WaitRow]] = defaultdict(list)
     for row in results[-1].rows:
         waits[row[0]].append(_wait(row, events.get((row[0], row[1]))))
     return {
-        id.decode(): LoadedInstance(tuple(histories[id]), tuple(waits[id]), row[2]) for id, row in found.items()
+        one.decode(): LoadedInstance(tuple(histories[one]), tuple(waits[one]), row[2])
+        for one, row in found.items()
     }
 
 
@@ -126,8 +127,8 @@ async def _first_events(
     for begin in range(0, len(due), 100):
         some = due[begin : begin + 100]
         firsts = [
-            first_event(number, hash, (b"", chains[id]), cursor, skip)
-            for number, (id, _, hash, cursor, skip) in enumerate(some)
+            first_event(number, key, (b"", chains[instance]), cursor, skip)
+            for number, (instance, _, key, cursor, skip) in enumerate(some)
         ]
         query = (
             "SELECT f.which, e.seq, e.type, e.source, e.event_id, e.attributes, e.data, e.content_type, e.addressee, "
@@ -136,27 +137,25 @@ async def _first_events(
         )
         (result,) = await link.run(Statement(query, [value for first in firsts for value in first.values]))
         for which, *event in result.rows:
-            events[some[which][0], some[which][1]] = _event(event)
+            events[some[which][0], some[which][1]] = _event(tuple(event))
     return events
 
 
 def _claimed(row: Row, raised: int) -> ClaimedInstance:
-    id, app, workflow, version, fence, *numbers_and_payloads = row
-    signals, chain, chain_started_at, created_at, start_event, recoveries, input, carried = numbers_and_payloads
     return ClaimedInstance(
-        id=id.decode(),
-        app=app.decode(),
-        workflow=workflow.decode(),
-        version=_text(version),
-        fence=fence + raised,
-        signals=signals,
-        chain=chain.decode(),
-        chain_started_at=chain_started_at,
-        created_at=created_at,
-        start_event=start_event,
-        recoveries=recoveries,
-        input=input,
-        carried=carried,
+        id=row[0].decode(),
+        app=row[1].decode(),
+        workflow=row[2].decode(),
+        version=_text(row[3]),
+        fence=row[4] + raised,
+        signals=row[5],
+        chain=row[6].decode(),
+        chain_started_at=row[7],
+        created_at=row[8],
+        start_event=row[9],
+        recoveries=row[10],
+        input=row[11],
+        carried=row[12],
     )
 
 
@@ -166,22 +165,21 @@ def _record(row: Row) -> Record:
 
 
 def _wait(row: Row, event: EventRow | None) -> WaitRow:
-    _, seq, kind, name, hash, cursor, _, deadline, due, detail, _ = row
-    return WaitRow(seq, WaitKind(kind.decode()), name, hash, cursor, deadline, bool(due), detail, event)
+    _, seq, kind, name, key, cursor, _, deadline, due, detail, _ = row
+    return WaitRow(seq, WaitKind(kind.decode()), name, key, cursor, deadline, bool(due), detail, event)
 
 
-def _event(row: Sequence[object]) -> EventRow:
-    seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at = row
+def _event(row: Row) -> EventRow:
     return EventRow(
-        seq=seq,
-        type=type.decode(),
-        source=source,
-        event_id=event_id,
-        attributes=attributes,
-        data=data,
-        content_type=content_type,
-        addressee=_text(addressee),
-        accepted_at=accepted_at,
+        seq=row[0],
+        type=row[1].decode(),
+        source=row[2],
+        event_id=row[3],
+        attributes=row[4],
+        data=row[5],
+        content_type=row[6],
+        addressee=_text(row[7]),
+        accepted_at=row[8],
     )
 
 

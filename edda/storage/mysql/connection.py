@@ -255,7 +255,12 @@ class Pool:
 def _keep_alive(connection: Any) -> None:
     # A peer that vanished is noticed within half a minute, not after the two hours that are the default.
     raw = connection._writer.get_extra_info("socket")  # noqa: SLF001
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000)):
+    for option, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 25_000),
+    ):
         if hasattr(socket, option):
             with suppress(OSError):
                 raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

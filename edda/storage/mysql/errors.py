@@ -7,6 +7,8 @@ from enum import Enum
 
 from pymysql import err
 
+from edda.errors import EddaError, SchemaError, StorageDataError, StorageUnavailableError
+
 
 class CollisionError(Exception):
     """Somebody has inserted what was not there a moment ago; the transaction is run again. Internal."""
@@ -81,3 +83,21 @@ def meaning(error: BaseException) -> Meaning | None:
         return Meaning.DATA
     # "Packet sequence number wrong": what arrived is no answer to what was asked; the connection is lost.
     return Meaning.UNAVAILABLE if isinstance(error, err.InternalError) and code == 0 else None
+
+
+def translate(error: Exception) -> Exception:
+    """The error of Edda's that says the same; the error itself where none does."""
+    if isinstance(error, EddaError):
+        return error
+    what = meaning(error)
+    if what is Meaning.UNAVAILABLE:
+        return StorageUnavailableError(
+            f"MySQL did not answer: {error}. The outcome is unknown; send it again."
+        )
+    if what is Meaning.DATA:
+        return StorageDataError(f"MySQL refuses a value: {error}. Nothing was written.")
+    if what is Meaning.SCHEMA:
+        return SchemaError(
+            f"MySQL lacks a table or column: {error}. Nothing was written; run 'edda migrate'."
+        )
+    return error

@@ -22,6 +22,7 @@ from edda.storage.rows import Applied, FlushResult, Release, State, Turn, TurnRe
 #: Outcomes written by one UPDATE; each is one member of a UNION.
 _ENDS_PER_STATEMENT = 100
 
+
 @dataclass(frozen=True, slots=True)
 class _Locked:
     """What the first packet found, under locks."""
@@ -80,7 +81,9 @@ async def _lock(link: Link, offset_us: int, turns: Sequence[Turn]) -> _Locked:
         now=answers[0].rows[0][0],
         instances={row[0].decode(): row[1:] for row in answers[1].rows},
         records={(row[0].decode(), row[1]): row[2] for row in found},
-        floors={time: answer.rows[0][0] if answer.rows else 0 for time, answer in zip(times, floors, strict=True)},
+        floors={
+            time: answer.rows[0][0] if answer.rows else 0 for time, answer in zip(times, floors, strict=True)
+        },
     )
 
 
@@ -94,7 +97,8 @@ def _first_records(keys: Sequence[tuple[Value, Value]]) -> Statement:
 
 def _last_before(time: int) -> Statement:
     return Statement(
-        "SELECT seq FROM edda_events WHERE accepted_at < %s ORDER BY accepted_at DESC, seq DESC LIMIT 1", (time,)
+        "SELECT seq FROM edda_events WHERE accepted_at < %s ORDER BY accepted_at DESC, seq DESC LIMIT 1",
+        (time,),
     )
 
 
@@ -132,7 +136,9 @@ def _unwritten(ours: Sequence[Turn], locked: _Locked) -> list[Turn]:
 
 
 def _writes(turns: Sequence[Turn], locked: _Locked, max_bytes: int) -> Iterator[Statement]:
-    yield from rows.history(((t.instance_id, t.fence, record) for t in turns for record in t.records), max_bytes)
+    yield from rows.history(
+        ((t.instance_id, t.fence, record) for t in turns for record in t.records), max_bytes
+    )
     yield from rows.waits(
         (
             (
@@ -154,7 +160,9 @@ def _writes(turns: Sequence[Turn], locked: _Locked, max_bytes: int) -> Iterator[
     yield from rows.instances(((child, 0) for t in turns for child in t.children), max_bytes)
     recovered = [t.instance_id for t in turns if t.reset_recoveries and locked.instances[t.instance_id][4]]
     if recovered:
-        yield Statement(f"UPDATE edda_instances SET recoveries = 0 WHERE id IN {marks(len(recovered))}", recovered)
+        yield Statement(
+            f"UPDATE edda_instances SET recoveries = 0 WHERE id IN {marks(len(recovered))}", recovered
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +190,9 @@ class _Releases:
             elif turn.release is Release.PARK:
                 releases.parking.append(turn.instance_id)
             else:
-                releases.looking.extend((turn.instance_id, w.seq) for w in turn.waits if w.kind is WaitKind.EVENT)
+                releases.looking.extend(
+                    (turn.instance_id, w.seq) for w in turn.waits if w.kind is WaitKind.EVENT
+                )
         return releases
 
     @property
@@ -227,7 +237,8 @@ class _Releases:
 
     def _still_owned(self) -> Statement:
         return Statement(
-            f"SELECT id FROM edda_instances WHERE id IN {marks(len(self.parking))} AND owner IS NOT NULL", self.parking
+            f"SELECT id FROM edda_instances WHERE id IN {marks(len(self.parking))} AND owner IS NOT NULL",
+            self.parking,
         )
 
     def _look(self) -> Iterator[Statement]:
@@ -240,7 +251,8 @@ class _Releases:
         if self.parking:
             yield self._still_owned()
         yield Statement(
-            f"SELECT DISTINCT w.instance_id FROM edda_waits w WHERE {condition.text} AND w.due = 1", condition.values
+            f"SELECT DISTINCT w.instance_id FROM edda_waits w WHERE {condition.text} AND w.due = 1",
+            condition.values,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from edda.storage.mysql.connection import Link, Row
+from edda.storage.mysql.errors import translate
 from edda.storage.mysql.statements import CLOCK, Statement
 from edda.storage.rows import Beat
 
@@ -47,11 +48,9 @@ class MySQLHeart:
         self,
         connect: Callable[[], Awaitable[Link]],
         offset_us: Callable[[], int],
-        translate: Callable[[Exception], Exception],
     ) -> None:
         self._connect = connect
         self._offset_us = offset_us
-        self._translate = translate
         self._link: Link | None = None
 
     async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
@@ -71,7 +70,7 @@ class MySQLHeart:
             # Whatever it was, the next beat starts with a fresh connection.
             await self.close()
             if isinstance(error, Exception):
-                raise self._translate(error) from error
+                raise translate(error) from error
             raise
         row = answers[-1].rows[0]
         # Not by the number of changed rows: a row that already had this expiry does not count as changed.

@@ -65,7 +65,7 @@ def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator
     """Insert (instance id, fence, record)."""
     values = (
         (
-            id,
+            instance,
             record.seq,
             record.pos,
             fence,
@@ -75,7 +75,7 @@ def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator
             record.payload,
             record.content_type,
         )
-        for id, fence, record in rows
+        for instance, fence, record in rows
     )
     return insert(_HISTORY, _RECORD, values, max_bytes)
 
@@ -84,7 +84,7 @@ def waits(rows: Iterable[tuple[str, bytes, NewWait, int]], max_bytes: int) -> It
     """Insert or replace (instance id, chain, wait, cursor), none of them due."""
     values = (
         (
-            id,
+            instance,
             wait.seq,
             wait.kind,
             wait.name,
@@ -97,7 +97,7 @@ def waits(rows: Iterable[tuple[str, bytes, NewWait, int]], max_bytes: int) -> It
             wait.deadline_us,
             wait.detail,
         )
-        for id, chain, wait, cursor in rows
+        for instance, chain, wait, cursor in rows
     )
     return insert(_WAITS, _WAIT, values, max_bytes)
 

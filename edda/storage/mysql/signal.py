@@ -22,7 +22,7 @@ _NEWEST = (
 HAS_EVENT = (
     "(w.kind = 'event' AND w.hash IS NOT NULL "
     "AND NOT EXISTS (SELECT 1 FROM edda_shapes s WHERE s.id = w.shape_id AND s.ready = 0) "
-    f"AND ({_NEWEST.format("''")} OR {_NEWEST.format('w.chain')}))"
+    "AND (" + _NEWEST.format("''") + " OR " + _NEWEST.format("w.chain") + "))"
 )
 
 
@@ -71,7 +71,9 @@ def woken_apps(locked: Result) -> set[str]:
     return {row[6].decode() for row in locked.rows}
 
 
-async def mark(link: Link, offset_us: int, index: str, which: Statement, limit: int) -> tuple[frozenset[str], int, bool]:
+async def mark(
+    link: Link, offset_us: int, index: str, which: Statement, limit: int
+) -> tuple[frozenset[str], int, bool]:
     """Find up to ``limit`` waits by an index and mark them: one transaction of two packets.
 
     Returns the apps woken, how many waits were marked, and whether there were more.
@@ -94,12 +96,15 @@ async def mark_due(
     link: Link, offset_us: int, hashes: Sequence[bytes], limit: int
 ) -> tuple[frozenset[str], bool]:
     """Waits of these hashes that have an unreceived event and are not due yet."""
-    which = Statement(f"w.hash IN {marks(len(hashes))} AND {HAS_EVENT}", sorted(set(hashes)))
+    distinct = sorted(set(hashes))
+    which = Statement(f"w.hash IN {marks(len(distinct))} AND {HAS_EVENT}", distinct)
     apps, _, more = await mark(link, offset_us, "edda_waits_hash", which, limit)
     return apps, more
 
 
 async def fire_timers(link: Link, offset_us: int, limit: int) -> tuple[frozenset[str], int]:
     """Waits whose deadline has passed."""
-    apps, fired, _ = await mark(link, offset_us, "edda_waits_deadline", Statement("w.deadline <= @edda_now"), limit)
+    apps, fired, _ = await mark(
+        link, offset_us, "edda_waits_deadline", Statement("w.deadline <= @edda_now"), limit
+    )
     return apps, fired

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from edda.errors import ConfigurationError, EddaError, SchemaError, StorageDataError, StorageUnavailableError
+from edda.errors import ConfigurationError, StorageUnavailableError
 from edda.storage.core.store import CoreStore, Transaction, TransientError
 from edda.storage.core.traits import MySQLTraits
 from edda.storage.mysql import accept, claim, flush, heart, signal
 from edda.storage.mysql.connection import MIN_WAIT_TIMEOUT, Address, Link, Pool, session_settings
-from edda.storage.mysql.errors import Meaning, meaning
+from edda.storage.mysql.errors import Meaning, meaning, translate
 from edda.storage.mysql.statements import CLOCK, Statement
 from edda.storage.rows import (
     AcceptBatch,
@@ -94,7 +94,9 @@ class MySQLStore(CoreStore):
         await self._transact(lambda link: link.run(Statement("SELECT 1")))
 
     async def now(self) -> int:
-        answers = await self._transact(lambda link: link.run(Statement(f"SELECT {CLOCK} + %s", (self.clock_offset_us,))))
+        answers = await self._transact(
+            lambda link: link.run(Statement(f"SELECT {CLOCK} + %s", (self.clock_offset_us,)))
+        )
         return int(answers[0].rows[0][0])
 
     def engine(self) -> AsyncEngine:
@@ -145,7 +147,9 @@ class MySQLStore(CoreStore):
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         return await self._transact(lambda link: signal.fire_timers(link, self.clock_offset_us, limit))
 
-    async def claim(self, app: str, workflows: Sequence[str], worker: str, limit: int) -> list[ClaimedInstance]:
+    async def claim(
+        self, app: str, workflows: Sequence[str], worker: str, limit: int
+    ) -> list[ClaimedInstance]:
         if not workflows or limit <= 0:
             return []
         return await self._transact(
@@ -168,7 +172,7 @@ class MySQLStore(CoreStore):
         return await self._transact(lambda link: heart.poll(link, self.clock_offset_us, app))
 
     def heart(self) -> heart.MySQLHeart:
-        return heart.MySQLHeart(self._connect, lambda: self.clock_offset_us, self._translate)
+        return heart.MySQLHeart(self._connect, lambda: self.clock_offset_us)
 
     async def _transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
         """Run one transaction, again if it was refused for others' sake."""
@@ -177,35 +181,24 @@ class MySQLStore(CoreStore):
                 async with self._hot().link() as link:
                     try:
                         return await work(link)
-                    except Exception as error:
+                    except Exception as error:  # noqa: BLE001, classified below
                         # After 1205 InnoDB keeps the rest of the transaction open; a COMMIT would make half durable.
                         if not await link.rollback():
                             link.close()
                         outcome = error
             except Exception as error:  # noqa: BLE001, no connection could be had
                 outcome = error
-            if meaning(outcome) is not Meaning.AGAIN:
-                raise self._translate(outcome) from outcome
+            what = meaning(outcome)
+            if what is Meaning.UNAVAILABLE and self._pool is not None:
+                self._pool.clear()  # the idle connections are probably lost, too
+            if what is not Meaning.AGAIN:
+                raise translate(outcome) from outcome
             log.debug("transaction_again", extra={"attempt": attempt, "error": str(outcome)})
             await asyncio.sleep(random.random() * 0.01 * 2 ** min(attempt, 6))  # noqa: S311, jitter
         raise StorageUnavailableError(
             f"MySQL refused a transaction {_TRIES} times for others' sake (deadlock, lock wait timeout). Nothing was "
             "written; it may be sent again."
         )
-
-    def _translate(self, error: Exception) -> Exception:
-        if isinstance(error, EddaError):
-            return error
-        what = meaning(error)
-        if what is Meaning.UNAVAILABLE:
-            if self._pool is not None:
-                self._pool.clear()
-            return StorageUnavailableError(f"MySQL did not answer: {error}. The outcome is unknown; send it again.")
-        if what is Meaning.DATA:
-            return StorageDataError(f"MySQL refuses a value: {error}. Nothing was written.")
-        if what is Meaning.SCHEMA:
-            return SchemaError(f"MySQL lacks a table or column: {error}. Nothing was written; run 'edda migrate'.")
-        return error
 
     # ---------------------------------------------------------------- cold transactions and users' sessions
 
@@ -235,7 +228,7 @@ class MySQLStore(CoreStore):
             return None
         if meaning(driver) is Meaning.AGAIN:
             return TransientError(str(driver))
-        translated = self._translate(driver)
+        translated = translate(driver)
         return None if translated is driver else translated
 
     # ---------------------------------------------------------------- connections
