@@ -1,0 +1,51 @@
+"""Edda: durable workflows in your own database, and an event gateway around them.
+
+The way of one event::
+
+    Kafka record / AMQP delivery / HTTP request
+      gateways/<transport>       receive, bind      bytes -> CloudEvent, or a poison delivery with a reason
+      edda.inbox                 accept             ONE transaction for a batch: dedupe, store, wake, start; then settle
+      edda.engine                claim, replay      lease + fence, then history and due events feed the code
+      edda.engine                turn               records, waits, outbox rows, state: one fenced, shared flush
+      outbox_relays              relay              take rows -> publish -> confirm each -> ONE transaction
+
+These are the public names; everything else is how it works.
+"""
+
+from edda.activity import activity
+from edda.app import EddaApp
+from edda.cloudevent import CloudEvent
+from edda.context import WorkflowContext
+from edda.errors import EddaError, NonDeterminismError
+from edda.handle import Handle
+from edda.outbox import enqueue as outbox
+from edda.received import ReceivedEvent
+from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
+from edda.transactional import send_event_transactional
+from edda.waits import EventTimeoutError, sleep, sleep_until, wait_event, wait_timer, wait_until
+from edda.workflow import workflow
+
+__version__ = "1.0.0.dev0"
+
+__all__ = [
+    "CloudEvent",
+    "EddaApp",
+    "EddaError",
+    "EventTimeoutError",
+    "Handle",
+    "NonDeterminismError",
+    "ReceivedEvent",
+    "RetryExhaustedError",
+    "RetryPolicy",
+    "TerminalError",
+    "WorkflowContext",
+    "activity",
+    "outbox",
+    "send_event_transactional",
+    "sleep",
+    "sleep_until",
+    "wait_event",
+    "wait_timer",
+    "wait_until",
+    "workflow",
+]

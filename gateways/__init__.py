@@ -1,5 +1,7 @@
-"""The way in: raw messages of Kafka, RabbitMQ and HTTP become accepted events.
+"""The way in: transports turn what they receive into CloudEvents, hand them to the inbox, and settle after its commit.
 
-In comes what a broker or a client hands over; out goes one accepted batch per database transaction, and only
-then the settling word to the broker. A crash at any point loses nothing: what is not settled comes again.
+In:    bytes and headers of HTTP requests (Kafka records, AMQP deliveries).   Out: accepted events, or refusals with a reason.
+Tx:    none of its own; ``edda.inbox`` accepts.
+Crash: before the commit the sender sends again; after it the identity refuses the copy.
+Read:  cloudevents.py (the strict edge), gateway.py (the contract), http/app.py.
 """
