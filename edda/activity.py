@@ -44,11 +44,12 @@ class Activity(Generic[P, R]):
         retry policy is spent: RetryExhaustedError with the last error as its cause, or TerminalError as it is.
         """
         activity_id = kwargs.pop("activity_id", None)
+        given: object = ctx
+        if not isinstance(given, WorkflowContext):
+            msg = f"activity {self.name!r}: the first argument must be the workflow's ctx, not {type(given).__name__}"
+            raise TypeError(msg)
         if ctx._attempt is not None:
             return await self._body(ctx._attempt, ctx, args, kwargs)  # type: ignore[no-any-return]
-        if not isinstance(ctx, WorkflowContext):
-            msg = f"activity {self.name!r}: the first argument must be the workflow's ctx, not {type(ctx).__name__}"
-            raise TypeError(msg)
 
         def invoke(attempt: Attempt) -> Awaitable[Any]:
             return self._body(attempt, WorkflowContext(attempt.run, attempt), args, kwargs)

@@ -171,7 +171,8 @@ class EddaApp:
                 await worker.start()
             self._worker = worker
             for publisher in self._publishers:
-                relay = Relay(self.store, publisher, owner=worker.owner)
+                lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
+                relay = Relay(self.store, publisher, lease_seconds=lease)
                 self._relays.append(relay)
                 await relay.start()
             self._initialized = True
@@ -227,7 +228,7 @@ class EddaApp:
             if other is not workflow:
                 msg = (
                     f"app {self.service_name!r}: two workflows are called {workflow.name!r} "
-                    f"({other.__module__}.{other.__qualname__} and {workflow.__module__}.{workflow.__qualname__}). "
+                    f"({other.place} and {workflow.place}). "
                     "Give one of them a stored name of its own: @workflow(name=\"...\")."
                 )
                 raise ConfigurationError(msg)

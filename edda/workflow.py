@@ -78,6 +78,7 @@ class Workflow(Generic[P, R]):
             raise TypeError(msg)
         functools.update_wrapper(self, func)
         self.func = func
+        self.place = f"{func.__module__}.{func.__qualname__}"
         self.name = name or func.__name__
         self.event_handler = event_handler
         self.lock_timeout_seconds = lock_timeout_seconds

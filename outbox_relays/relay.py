@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from edda.cloudevent import CloudEvent
-from edda.errors import StorageError, StorageUnavailableError
+from edda.errors import ConfigurationError, StorageError, StorageUnavailableError
 from edda.storage.contract import Storage
 from edda.storage.rows import OutboxRow, RelayOutcome, TakenRows
 from outbox_relays.ordering import lanes
@@ -53,6 +53,12 @@ class Relay:
         max_bytes: int = 8 * 1024 * 1024,
         backoff: Backoff | None = None,
     ) -> None:
+        if lease_seconds < 2 * publisher.publish_timeout:
+            msg = (
+                f"relay {publisher.destination!r}: lease_seconds={lease_seconds:g} leaves no time to publish; it must be at least twice "
+                f"the publish timeout, {2 * publisher.publish_timeout:g}"
+            )
+            raise ConfigurationError(msg)
         self._store = store
         self._publisher = publisher
         self._owner = owner or f"relay-{uuid.uuid4().hex[:16]}"
@@ -119,7 +125,8 @@ class Relay:
                 self._max_bytes,
             )
             if not taken.held:
-                return self._lease_seconds / 2  # another relay leads; look whether it still does
+                # Another relay leads; look when its lease ends, whether it was renewed.
+                return 0.05 + (taken.next_available_us or 0) / 1_000_000
             if not taken.rows:
                 if taken.next_available_us is not None:
                     return max(0.01, taken.next_available_us / 1_000_000)

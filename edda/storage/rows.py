@@ -433,7 +433,7 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class TakenRows:
-    """``lease_us`` microseconds of lease are left at ``now_us``; 0 rows and ``held`` False: another relay leads."""
+    """``lease_us`` microseconds of lease are left. ``held`` False: another relay leads, ``next_available_us`` longer at most."""
 
     held: bool
     lease_us: int

@@ -52,7 +52,7 @@ async def worker(database_url: str, sink_url: str) -> None:
         "demo",
         database_url,
         workflows=[fulfil_order],
-        relays=[HttpPublisher(sink_url)],
+        relays=[HttpPublisher(sink_url, publish_timeout=LEASE_SECONDS / 2)],
         lease_seconds=LEASE_SECONDS,
     )
     async with app:

@@ -25,8 +25,9 @@ def take(  # noqa: PLR0913, the contract's arguments
     now: int,
 ) -> TakenRows:
     """Lease first, then rows."""
-    if not _lease(c, traits, destination, owner, lease_us, now):
-        return TakenRows(held=False, lease_us=0, rows=(), next_available_us=None)
+    others = _lease(c, traits, destination, owner, lease_us, now)
+    if others:
+        return TakenRows(held=False, lease_us=0, rows=(), next_available_us=others)
     here = outbox.c.destination == destination
     retrying = c.execute(
         sa.select(outbox)
@@ -73,7 +74,8 @@ def take(  # noqa: PLR0913, the contract's arguments
     return TakenRows(True, lease_us, tuple(rows), None if later is None else max(0, later - now))
 
 
-def _lease(c: sa.Connection, traits: Traits, destination: str, owner: str, lease_us: int, now: int) -> bool:
+def _lease(c: sa.Connection, traits: Traits, destination: str, owner: str, lease_us: int, now: int) -> int:
+    """0: ours now. Else how long another's lease still lasts."""
     traits.insert_ignoring(
         c, relay_leases, [{"destination": destination, "owner": owner, "expires_at": now + lease_us}]
     )
@@ -81,13 +83,13 @@ def _lease(c: sa.Connection, traits: Traits, destination: str, owner: str, lease
         traits.lock_rows(sa.select(relay_leases).where(relay_leases.c.destination == destination))
     ).one()
     if row.owner != owner and row.expires_at > now:
-        return False
+        return int(row.expires_at - now)
     c.execute(
         sa.update(relay_leases)
         .where(relay_leases.c.destination == destination)
         .values(owner=owner, expires_at=now + lease_us)
     )
-    return True
+    return 0
 
 
 def _blocked_keys(c: sa.Connection, here: sa.ColumnElement[bool], keys: set[str]) -> set[str]:

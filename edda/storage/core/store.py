@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -189,14 +190,15 @@ class CoreStore:
         careful = False
         while True:
             try:
-                return await self._run(
-                    lambda c, look=careful: turns.flush(c, self.traits, turns_, self._now(c), careful=look)
-                )
+                return await self._run(partial(self._flush, turns_, careful))
             except turns.RepeatedFlushError as error:
                 if careful:
                     msg = f"the database refuses a record: {error.__cause__}"
                     raise StorageDataError(msg) from error
                 careful = True
+
+    def _flush(self, turns_: Sequence[Turn], careful: bool, c: sa.Connection) -> FlushResult:
+        return turns.flush(c, self.traits, turns_, self._now(c), careful=careful)
 
     async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
         """See the contract."""
