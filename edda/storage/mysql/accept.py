@@ -21,7 +21,16 @@ from edda.storage.mysql import rows
 from edda.storage.mysql.connection import Link, Result, Row
 from edda.storage.mysql.errors import CollisionError
 from edda.storage.mysql.signal import signal, woken_apps
-from edda.storage.mysql.statements import COMMIT, Statement, Value, insert, marks, pairs, start_transaction
+from edda.storage.mysql.statements import (
+    COMMIT,
+    Rendered,
+    Statement,
+    Value,
+    insert,
+    marks,
+    pairs,
+    start_transaction,
+)
 from edda.storage.rows import (
     ENDED,
     AcceptBatch,
@@ -186,7 +195,7 @@ async def _write(
     limit = link.max_packet // 2
     identities = list(_insert_identities(known, batch.batch_id, limit))
     # Accepted in order, also when the clock was set back.
-    statements = [Statement("SET @edda_now = %s", (known.now,)), *identities]
+    statements: list[Statement | Rendered] = [Statement("SET @edda_now = %s", (known.now,)), *identities]
     statements += _move_positions(known)
     statements += _insert_events(known, limit)
     if not known.repeated:
@@ -205,7 +214,7 @@ async def _write(
     return matched, set(open_keys) if len(found) > FIRST_WAITS else set()
 
 
-def _insert_identities(known: _Batch, batch_id: bytes, limit: int) -> Iterator[Statement]:
+def _insert_identities(known: _Batch, batch_id: bytes, limit: int) -> Iterator[Rendered]:
     values = sorted((event.digest, event.data_hash, seq, batch_id) for _, event, seq in known.ours)
     head = "INSERT INTO edda_identities (digest, data_hash, seq, batch_id) VALUES"
     return insert(head, "(%s, %s, %s, %s)", values, limit, "ON DUPLICATE KEY UPDATE digest = digest")
@@ -233,7 +242,7 @@ def _move_positions(known: _Batch) -> Iterator[Statement]:
             )
 
 
-def _insert_events(known: _Batch, limit: int) -> Iterator[Statement]:
+def _insert_events(known: _Batch, limit: int) -> Iterator[Statement | Rendered]:
     if not known.ours:
         return
     events: list[Sequence[Value]] = []
@@ -266,7 +275,7 @@ def _insert_events(known: _Batch, limit: int) -> Iterator[Statement]:
     )
 
 
-def _insert_poison(known: _Batch, batch: AcceptBatch, limit: int) -> Iterator[Statement]:
+def _insert_poison(known: _Batch, batch: AcceptBatch, limit: int) -> Iterator[Rendered]:
     letters = [letter for letter in batch.poison if letter.position not in known.stale]
     head = "INSERT INTO edda_dead_letters (origin, raw, headers, reason, attempts, created_at) VALUES"
     values = [(one.origin, one.raw, one.headers, one.reason, one.attempts, known.now) for one in letters]

@@ -30,6 +30,10 @@ def claim_candidates(app: str, workflows: Sequence[str], limit: int) -> Statemen
     )
 
 
+#: Look-ups per statement; each is a member of a UNION.
+_LOOK_UPS = 200
+
+
 async def claim(
     link: Link, offset_us: int, app: str, workflows: Sequence[str], worker: str, limit: int
 ) -> list[ClaimedInstance]:
@@ -66,7 +70,7 @@ async def owned(link: Link, worker: str) -> list[ClaimedInstance]:
 
 
 async def load(link: Link, ids: Sequence[str], *, history: bool) -> dict[str, LoadedInstance]:
-    """One packet, and a second one if event waits are due."""
+    """One packet, and two more if event waits are due."""
     among = marks(len(ids))
     statements = [
         Statement(f"SELECT id, chain, signals FROM edda_instances WHERE id IN {among}", ids),
@@ -98,47 +102,66 @@ async def load(link: Link, ids: Sequence[str], *, history: bool) -> dict[str, Lo
     }
 
 
-def first_event(which: int, hash: bytes, addressees: Sequence[Value], cursor: int, skip: int) -> Statement:
-    """The first event key for one wait.
+# ---------------------------------------------------------------------------------------------- events
+
+#: Where to look: hash, addressee, cursor, and the one to skip.
+_LookUp = tuple[bytes, bytes, int, int]
+
+
+def first_events(look_ups: Sequence[_LookUp]) -> Statement:
+    """For each look-up its number and the sequence number of the first event it finds.
 
     With its values as constants and not joined: from a joined column MySQL takes no start of a range, and would walk
     from the oldest event of the type to the cursor each time.
     """
     one = (
-        "(SELECT seq FROM edda_event_keys WHERE hash = %s AND addressee = %s AND seq > %s AND seq <> %s "
-        "ORDER BY seq LIMIT 1)"
+        "(SELECT %s AS number, seq FROM edda_event_keys WHERE hash = %s AND addressee = %s AND seq > %s "
+        "AND seq <> %s ORDER BY seq LIMIT 1)"
     )
-    values: list[Value] = [which]
-    for addressee in addressees:
-        values += [hash, addressee, cursor, skip]
-    union = " UNION ALL ".join([one] * len(addressees))
-    return Statement(f"(SELECT %s AS which, MIN(k.seq) AS seq FROM ({union}) k)", values)
+    values: list[Value] = []
+    for number, look_up in enumerate(look_ups):
+        values += [number, *look_up]
+    return Statement(" UNION ALL ".join([one] * len(look_ups)), values)
 
 
 async def _first_events(
     link: Link, waits: Sequence[Row], chains: dict[bytes, bytes]
 ) -> dict[tuple[bytes, int], EventRow]:
-    due = [
-        (row[0], row[1], row[4], row[5], row[6])
-        for row in waits
-        if row[2] == b"event" and row[8] and row[10] and row[4] is not None and row[0] in chains
-    ]
-    events: dict[tuple[bytes, int], EventRow] = {}
-    for begin in range(0, len(due), 100):
-        some = due[begin : begin + 100]
-        firsts = [
-            first_event(number, key, (b"", chains[instance]), cursor, skip)
-            for number, (instance, _, key, cursor, skip) in enumerate(some)
-        ]
-        query = (
-            "SELECT f.which, e.seq, e.type, e.source, e.event_id, e.attributes, e.data, e.content_type, e.addressee, "
-            f"e.accepted_at FROM ({' UNION ALL '.join(first.text for first in firsts)}) f "
-            "STRAIGHT_JOIN edda_events e ON e.seq = f.seq"
+    """The event that each due event wait gets; two packets, however many there are."""
+    wanted: dict[tuple[bytes, int], list[_LookUp]] = {}
+    for instance, seq, kind, _, key, cursor, skip, _, due, _, ready in waits:
+        if kind == b"event" and due and ready and key is not None and instance in chains:
+            wanted[instance, seq] = [(key, addressee, cursor, skip) for addressee in (b"", chains[instance])]
+    # Waits that wait for the same thing ask once.
+    look_ups = list(dict.fromkeys(look_up for pair in wanted.values() for look_up in pair))
+    if not look_ups:
+        return {}
+    parts = [look_ups[begin : begin + _LOOK_UPS] for begin in range(0, len(look_ups), _LOOK_UPS)]
+    answers = await link.run(*map(first_events, parts))
+    found = {
+        part[number]: seq for part, answer in zip(parts, answers, strict=True) for number, seq in answer.rows
+    }
+    if not found:
+        return {}
+    seqs = sorted(set(found.values()))
+    (answer,) = await link.run(
+        Statement(
+            "SELECT seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at "
+            f"FROM edda_events WHERE seq IN {marks(len(seqs))}",
+            seqs,
         )
-        (result,) = await link.run(Statement(query, [value for first in firsts for value in first.values]))
-        for which, *event in result.rows:
-            events[some[which][0], some[which][1]] = _event(tuple(event))
-    return events
+    )
+    events = {row[0]: _event(row) for row in answer.rows}
+    chosen: dict[tuple[bytes, int], EventRow] = {}
+    for wait, pair in wanted.items():
+        # An event that retention has removed meanwhile leaves its key behind for a moment.
+        candidates = [found[look_up] for look_up in pair if found.get(look_up) in events]
+        if candidates:
+            chosen[wait] = events[min(candidates)]
+    return chosen
+
+
+# ---------------------------------------------------------------------------------------------- rows
 
 
 def _claimed(row: Row, raised: int) -> ClaimedInstance:

@@ -18,7 +18,7 @@ import aiomysql
 import sqlalchemy as sa
 
 from edda.errors import StorageDataError, StorageUnavailableError
-from edda.storage.mysql.statements import ROLLBACK, Statement
+from edda.storage.mysql.statements import ROLLBACK, Rendered, Statement
 
 Row = tuple[Any, ...]
 
@@ -87,6 +87,8 @@ def session_settings(wait_timeout: int, lock_timeout: int) -> str:
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; "
         f"SET SESSION wait_timeout = {wait_timeout}, net_write_timeout = {wait_timeout}, "
         f"innodb_lock_wait_timeout = {lock_timeout}, time_zone = '+00:00', sql_mode = '{SQL_MODE}'"
+        # MariaDB turns a long IN list into a join, whose row locks come in the order of a temporary table.
+        " /*M! , in_predicate_conversion_threshold = 0 */"
     )
 
 
@@ -131,7 +133,7 @@ class Link:
                 raise
             return link
 
-    async def run(self, *statements: Statement) -> list[Result]:
+    async def run(self, *statements: Statement | Rendered) -> list[Result]:
         """Send the statements in one packet (more if it would be too large) and return their results in order.
 
         The server stops at the first error, so that a COMMIT at the end is reached only if all before it went well.

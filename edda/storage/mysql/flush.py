@@ -3,6 +3,8 @@
 First packet:  [accept lock, shared] · new instances · lock the instance rows in id order · read what decides.
 Second packet: records, waits, outbox, children · what the waits have missed · releases · COMMIT.
 
+Whether a record exists already is asked only after its insert was refused: it costs most flushes nothing.
+
 The decisions in between need no third packet, because nothing they rest on can change: fence, owner and ``signals``
 are locked, and no event is accepted while the accept lock is held. Each statement has a snapshot of its own (READ
 COMMITTED), so what accept committed while the first packet waited for its lock is seen by the second.
@@ -13,14 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pymysql import err
+from pymysql.constants import ER
+
 from edda.storage.mysql import rows
 from edda.storage.mysql.connection import Link, Row
 from edda.storage.mysql.signal import HAS_EVENT, lock_instances
-from edda.storage.mysql.statements import COMMIT, Statement, Value, marks, pairs, start_transaction
+from edda.storage.mysql.statements import COMMIT, Rendered, Statement, Value, marks, pairs, start_transaction
 from edda.storage.rows import Applied, FlushResult, Release, State, Turn, TurnResult, WaitKind
 
 #: Outcomes written by one UPDATE; each is one member of a UNION.
 _ENDS_PER_STATEMENT = 100
+
+
+class RepeatedFlushError(Exception):
+    """A record exists already: an earlier try was committed, or another owner has written it. Internal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +37,28 @@ class _Locked:
     """What the first packet found, under locks."""
 
     now: int
-    instances: dict[str, Row]  # owner, fence, signals, chain, recoveries
+    instances: dict[str, Row]  # owner, fence, signals, and the chain if waits are registered
     records: dict[tuple[str, int], int]  # first records of turns that exist already, and their fence
     floors: dict[int, int]  # a time, and the last event accepted before it
 
 
-async def flush(link: Link, offset_us: int, turns: Sequence[Turn]) -> FlushResult:
-    """One transaction of two packets; see the contract."""
-    locked = await _lock(link, offset_us, turns)
+async def flush(link: Link, offset_us: int, turns: Sequence[Turn], *, careful: bool) -> FlushResult:
+    """One transaction of two packets; see the contract.
+
+    Raises RepeatedFlushError if a record exists already and nobody has looked: run it again, ``careful``.
+    """
+    locked = await _lock(link, offset_us, turns, careful=careful)
     results = [_judge(turn, locked) for turn in turns]
     ours = [turn for turn, result in zip(turns, results, strict=True) if result is None]
     releases = _Releases.of(ours, locked)
     statements = [*_writes(_unwritten(ours, locked), locked, link.max_packet // 2), *releases.statements()]
-    answers = await link.run(*statements, COMMIT)
+    try:
+        answers = await link.run(*statements, COMMIT)
+    except err.IntegrityError as error:
+        # Only records are inserted without a word on what exists already.
+        if careful or error.args[0] != ER.DUP_ENTRY:
+            raise
+        raise RepeatedFlushError from error
     # The two questions of the releases, if they ask any, stand right before the COMMIT.
     kept = {row[0].decode() for answer in answers[-1 - releases.questions : -1] for row in answer.rows}
     kept |= releases.kept
@@ -60,17 +78,20 @@ async def flush(link: Link, offset_us: int, turns: Sequence[Turn]) -> FlushResul
 # ---------------------------------------------------------------------------------------------- first packet
 
 
-async def _lock(link: Link, offset_us: int, turns: Sequence[Turn]) -> _Locked:
+async def _lock(link: Link, offset_us: int, turns: Sequence[Turn], *, careful: bool) -> _Locked:
     ids = sorted(turn.instance_id for turn in turns)
-    firsts: list[tuple[Value, Value]] = [(t.instance_id, t.records[0].seq) for t in turns if t.records]
+    firsts: list[tuple[Value, Value]] = [
+        (t.instance_id, t.records[0].seq) for t in turns if careful and t.records
+    ]
     times = sorted({wait.since_us for t in turns for wait in t.waits if wait.since_us is not None})
+    columns = "id, owner, fence, signals" + (", chain" if any(t.waits for t in turns) else "")
     begin, read_clock = start_transaction(offset_us)
-    statements = [begin]
+    statements: list[Statement | Rendered] = [begin]
     if any(_meets_events(turn) for turn in turns):
         statements.append(Statement("SELECT id FROM edda_accept WHERE id = 1 LOCK IN SHARE MODE"))
     statements.append(read_clock)
     statements += rows.instances(((t.start, 0) for t in turns if t.start is not None), link.max_packet // 2)
-    tail = [Statement("SELECT @edda_now"), lock_instances(ids)]
+    tail = [Statement("SELECT @edda_now"), lock_instances(ids, columns)]
     if firsts:
         tail.append(_first_records(firsts))
     tail += [_last_before(time) for time in times]
@@ -135,7 +156,7 @@ def _unwritten(ours: Sequence[Turn], locked: _Locked) -> list[Turn]:
 # ---------------------------------------------------------------------------------------------- second packet
 
 
-def _writes(turns: Sequence[Turn], locked: _Locked, max_bytes: int) -> Iterator[Statement]:
+def _writes(turns: Sequence[Turn], locked: _Locked, max_bytes: int) -> Iterator[Statement | Rendered]:
     yield from rows.history(
         ((t.instance_id, t.fence, record) for t in turns for record in t.records), max_bytes
     )
@@ -158,7 +179,7 @@ def _writes(turns: Sequence[Turn], locked: _Locked, max_bytes: int) -> Iterator[
         yield Statement(f"DELETE FROM edda_waits WHERE {condition.text}", condition.values)
     yield from rows.outbox([message for t in turns for message in t.outbox], max_bytes)
     yield from rows.instances(((child, 0) for t in turns for child in t.children), max_bytes)
-    recovered = [t.instance_id for t in turns if t.reset_recoveries and locked.instances[t.instance_id][4]]
+    recovered = [t.instance_id for t in turns if t.reset_recoveries]
     if recovered:
         yield Statement(
             f"UPDATE edda_instances SET recoveries = 0 WHERE id IN {marks(len(recovered))}", recovered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from edda.storage.mysql.statements import Statement, Value, insert
+from edda.storage.mysql.statements import Rendered, Value, insert
 from edda.storage.rows import NewInstance, NewWait, OutboxMessage, Record
 
 _INSTANCES = (
@@ -34,7 +34,7 @@ _OUTBOX = (
 _MESSAGE = "(%s, %s, 'pending', %s, %s, %s, %s, %s, %s, 0, @edda_now, @edda_now, %s)"
 
 
-def instances(rows: Iterable[tuple[NewInstance, int]], max_bytes: int) -> Iterator[Statement]:
+def instances(rows: Iterable[tuple[NewInstance, int]], max_bytes: int) -> Iterator[Rendered]:
     """Insert (instance, start_event) in id order; where id or live_key is taken nothing happens."""
     values = (
         (
@@ -61,7 +61,7 @@ def instances(rows: Iterable[tuple[NewInstance, int]], max_bytes: int) -> Iterat
     return insert(_INSTANCES, _INSTANCE, values, max_bytes, "ON DUPLICATE KEY UPDATE id = id")
 
 
-def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator[Statement]:
+def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator[Rendered]:
     """Insert (instance id, fence, record)."""
     values = (
         (
@@ -80,7 +80,7 @@ def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator
     return insert(_HISTORY, _RECORD, values, max_bytes)
 
 
-def waits(rows: Iterable[tuple[str, bytes, NewWait, int]], max_bytes: int) -> Iterator[Statement]:
+def waits(rows: Iterable[tuple[str, bytes, NewWait, int]], max_bytes: int) -> Iterator[Rendered]:
     """Insert or replace (instance id, chain, wait, cursor), none of them due."""
     values = (
         (
@@ -102,7 +102,7 @@ def waits(rows: Iterable[tuple[str, bytes, NewWait, int]], max_bytes: int) -> It
     return insert(_WAITS, _WAIT, values, max_bytes)
 
 
-def outbox(messages: Sequence[OutboxMessage], max_bytes: int) -> Iterator[Statement]:
+def outbox(messages: Sequence[OutboxMessage], max_bytes: int) -> Iterator[Rendered]:
     """Insert pending outbox rows, their ids in this order."""
     values: Iterator[tuple[Value, ...]] = (
         (

@@ -26,21 +26,21 @@ HAS_EVENT = (
 )
 
 
-def lock_instances(ids: Sequence[Value]) -> Statement:
+def lock_instances(ids: Sequence[Value], columns: str) -> Statement:
     """Lock instance rows in id order, which is the order of the primary key.
 
     By force: on a small table the optimizer would rather read all of it, and wait for locks on rows that nobody asked
-    for. Answers id, owner, fence, signals, chain, recoveries, app.
+    for.
     """
     return Statement(
-        "SELECT id, owner, fence, signals, chain, recoveries, app FROM edda_instances FORCE INDEX (PRIMARY) "
+        f"SELECT {columns} FROM edda_instances FORCE INDEX (PRIMARY) "
         f"WHERE id IN {marks(len(ids))} ORDER BY id FOR UPDATE",
         ids,
     )
 
 
 def signal(waits: Sequence[tuple[Value, Value]], which: Statement) -> tuple[Statement, Statement, Statement]:
-    """Lock the instances (answers as ``lock_instances``), signal them, mark these waits due.
+    """Lock the instances (answers their apps), signal them, mark these waits due.
 
     Args:
         waits: (instance, seq).
@@ -51,7 +51,7 @@ def signal(waits: Sequence[tuple[Value, Value]], which: Statement) -> tuple[Stat
     among = marks(len(ids))
     these = pairs("w.instance_id", "w.seq", waits)
     return (
-        lock_instances(ids),
+        lock_instances(ids, "app"),
         # The assignments are made from left to right: ``state`` last, for the others look at it.
         Statement(
             "UPDATE edda_instances i SET i.signals = i.signals + 1, "
@@ -68,7 +68,7 @@ def signal(waits: Sequence[tuple[Value, Value]], which: Statement) -> tuple[Stat
 
 def woken_apps(locked: Result) -> set[str]:
     """The apps of the instances that ``signal`` has locked."""
-    return {row[6].decode() for row in locked.rows}
+    return {row[0].decode() for row in locked.rows}
 
 
 async def mark(

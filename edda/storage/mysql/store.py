@@ -166,7 +166,14 @@ class MySQLStore(CoreStore):
 
     async def flush(self, turns: Sequence[Turn]) -> FlushResult:
         self.flushes += 1
-        return await self._transact(lambda link: flush.flush(link, self.clock_offset_us, turns))
+        try:
+            return await self._transact(
+                lambda link: flush.flush(link, self.clock_offset_us, turns, careful=False)
+            )
+        except flush.RepeatedFlushError:
+            return await self._transact(
+                lambda link: flush.flush(link, self.clock_offset_us, turns, careful=True)
+            )
 
     async def poll(self, app: str) -> Beat:
         return await self._transact(lambda link: heart.poll(link, self.clock_offset_us, app))
