@@ -1,0 +1,1 @@
+"""PostgreSQL: the database for distributed deployments; LISTEN/NOTIFY hints across processes."""
