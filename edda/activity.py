@@ -80,7 +80,9 @@ def activity(
     func: Callable[Concatenate[WorkflowContext, P], R], *, retry_policy: RetryPolicy | None = None
 ) -> Activity[P, R]: ...
 @overload
-def activity(func: None = None, *, retry_policy: RetryPolicy | None = None) -> Callable[[Callable[..., Any]], Any]: ...
+def activity(
+    func: None = None, *, retry_policy: RetryPolicy | None = None
+) -> Callable[[Callable[..., Any]], Any]: ...
 def activity(func: Callable[..., Any] | None = None, *, retry_policy: RetryPolicy | None = None) -> Any:
     """Make a function (async, or sync: it then runs in a thread) an activity.
 

@@ -16,7 +16,13 @@ from edda.activity import refuse_while_writing
 from edda.cloudevent import CloudEvent
 from edda.engine.attempt import current_attempt
 from edda.engine.worker import Worker, WorkerOptions
-from edda.errors import ConfigurationError, InstanceExistsError, NotRunningError, OwnershipLostError, StorageUnavailableError
+from edda.errors import (
+    ConfigurationError,
+    InstanceExistsError,
+    NotRunningError,
+    OwnershipLostError,
+    StorageUnavailableError,
+)
 from edda.event_handlers import EventHandler, handler_workflow
 from edda.handle import Handle, outcome_of
 from edda.inbox.accept import Inbox
@@ -52,7 +58,7 @@ class EddaApp:
     The arguments that only made sense for polling in ``edda-framework 0.16`` are accepted and not needed.
     """
 
-    def __init__(  # noqa: PLR0913, each is a setting of its own
+    def __init__(
         self,
         service_name: str,
         db_url: str,
@@ -84,7 +90,7 @@ class EddaApp:
         gateway_tokens: Sequence[str] = (),
     ) -> None:
         del pool_pre_ping, notify_fallback_interval, leader_heartbeat_interval, leader_lease_duration
-        if not service_name or len(service_name.encode()) > 128:  # noqa: PLR2004, a column
+        if not service_name or len(service_name.encode()) > 128:
             msg = f"service_name={service_name!r} must have 1 to 128 bytes, for example 'orders'"
             raise ConfigurationError(msg)
         if outbox_enabled and not broker_url:
@@ -115,7 +121,7 @@ class EddaApp:
             raise ConfigurationError(msg)
         self._publishers = list(relays)
         if outbox_enabled and broker_url:
-            from outbox_relays.http import HttpPublisher  # noqa: PLC0415, an extra
+            from outbox_relays.http import HttpPublisher
 
             self._publishers.append(HttpPublisher(broker_url, mode="structured"))
         self._options = WorkerOptions(
@@ -229,7 +235,7 @@ class EddaApp:
                 msg = (
                     f"app {self.service_name!r}: two workflows are called {workflow.name!r} "
                     f"({other.place} and {workflow.place}). "
-                    "Give one of them a stored name of its own: @workflow(name=\"...\")."
+                    'Give one of them a stored name of its own: @workflow(name="...").'
                 )
                 raise ConfigurationError(msg)
         return found
@@ -240,10 +246,14 @@ class EddaApp:
             if workflow.on is not None:
                 policy = "event" if workflow.key is None else "key"
                 triggers.append(
-                    Trigger(self.service_name, workflow.name, workflow.on, workflow.key, workflow.version, policy)
+                    Trigger(
+                        self.service_name, workflow.name, workflow.on, workflow.key, workflow.version, policy
+                    )
                 )
             if workflow.event_handler and not any(h.event_type == workflow.name for h in self._handlers):
-                triggers.append(Trigger(self.service_name, workflow.name, workflow.name, None, workflow.version))
+                triggers.append(
+                    Trigger(self.service_name, workflow.name, workflow.name, None, workflow.version)
+                )
         return triggers
 
     # ------------------------------------------------------------------ events
@@ -255,7 +265,9 @@ class EddaApp:
         """
         del proto_type
 
-        def register(handler: Callable[[Any], Coroutine[Any, Any, Any]]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+        def register(
+            handler: Callable[[Any], Coroutine[Any, Any, Any]],
+        ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
             if self._initialized:
                 msg = f"on_event({event_type!r}): register handlers before app.initialize()"
                 raise ConfigurationError(msg)
@@ -289,7 +301,9 @@ class EddaApp:
         """``workflow.submit(**kwargs)`` in this app."""
         return await self.submit_workflow(workflow, kwargs, StartOptions())
 
-    async def start_workflow(self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions) -> str:
+    async def start_workflow(
+        self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
+    ) -> str:
         """See ``Workflow.start``."""
         new = self._new_instance(workflow, kwargs, options)
         if not self._work or self.worker.stopping:
@@ -424,7 +438,7 @@ def _went_elsewhere(error: BaseException | None) -> bool:
 def _instance_id(app: str, workflow: str, options: StartOptions) -> str:
     if options.id is not None:
         given = options.id
-        if not 1 <= len(given) <= 128 or not all("!" <= char <= "~" for char in given):  # noqa: PLR2004, a column
+        if not 1 <= len(given) <= 128 or not all("!" <= char <= "~" for char in given):
             msg = f"id={given!r} must be 1 to 128 printable ASCII characters without blanks, for example 'order-42'"
             raise ConfigurationError(msg)
         return given

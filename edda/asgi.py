@@ -59,7 +59,7 @@ def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
 
 def _tell(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        import logging  # noqa: PLC0415
+        import logging
 
         logging.getLogger("edda.app").error("initialize_failed", exc_info=task.exception())
 
@@ -87,7 +87,7 @@ def cloudevent_of(event: Any) -> CloudEvent:
     else:
         msg = f"a CloudEvent is needed, not {type(event).__name__}"
         raise TypeError(msg)
-    from edda.outbox.message import data_bytes  # noqa: PLC0415
+    from edda.outbox.message import data_bytes
 
     body, content_type = data_bytes(data, attributes.get("datacontenttype"))
     known = {"id", "source", "type", "specversion", "datacontenttype", "dataschema", "subject", "time"}

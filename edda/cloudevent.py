@@ -62,8 +62,14 @@ class CloudEvent:
         return to_json(attributes)
 
     @classmethod
-    def from_parts(  # noqa: PLR0913, the columns of a row
-        cls, type: str, source: str, event_id: str, attributes: bytes, data: bytes | None, content_type: str | None
+    def from_parts(
+        cls,
+        type: str,
+        source: str,
+        event_id: str,
+        attributes: bytes,
+        data: bytes | None,
+        content_type: str | None,
     ) -> CloudEvent:
         """The event that a row of the inbox or the outbox holds."""
         parsed = from_json(attributes)
@@ -117,4 +123,6 @@ def is_json_type(content_type: str | None) -> bool:
 
 def event_of(row: EventRow) -> CloudEvent:
     """The event of a row of the inbox."""
-    return CloudEvent.from_parts(row.type, row.source, row.event_id, row.attributes, row.data, row.content_type)
+    return CloudEvent.from_parts(
+        row.type, row.source, row.event_id, row.attributes, row.data, row.content_type
+    )

@@ -48,5 +48,7 @@ def handler_workflow(event_type: str, handler: Callable[[Any], Coroutine[Any, An
         version=None,
     )
     del declared[on_event.__module__, on_event.__qualname__]  # it belongs to its app alone
-    workflow.definition = type(workflow.definition)(workflow.name, lambda run: on_event(WorkflowContext(run)), None)
+    workflow.definition = type(workflow.definition)(
+        workflow.name, lambda run: on_event(WorkflowContext(run)), None
+    )
     return EventHandler(event_type, workflow)

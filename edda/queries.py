@@ -43,11 +43,17 @@ class Instances:
     async def get_history(self, instance_id: str) -> list[dict[str, Any]]:
         """Its records in the order observed: ``seq, kind, name, payload (bytes), recorded_at``."""
         return [
-            {"seq": r.seq, "kind": r.kind, "name": r.name, "payload": r.payload, "recorded_at": iso(r.recorded_at)}
+            {
+                "seq": r.seq,
+                "kind": r.kind,
+                "name": r.name,
+                "payload": r.payload,
+                "recorded_at": iso(r.recorded_at),
+            }
             for r in await self._store.get_history(instance_id)
         ]
 
-    async def find_instances(  # noqa: PLR0913, each is a filter of its own
+    async def find_instances(
         self,
         *,
         input_filters: Mapping[str, object] | None = None,

@@ -45,5 +45,12 @@ def received(event: CloudEvent, model: type[BaseModel] | None = None) -> Receive
     if model is not None:
         data = model.model_validate_json(data) if isinstance(data, bytes) else model.model_validate(data)
     return ReceivedEvent(
-        data, event.type, event.source, event.id, event.time, event.datacontenttype, event.subject, event.extensions
+        data,
+        event.type,
+        event.source,
+        event.id,
+        event.time,
+        event.datacontenttype,
+        event.subject,
+        event.extensions,
     )

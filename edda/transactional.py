@@ -10,7 +10,7 @@ from edda.context import WorkflowContext
 from edda.outbox.message import message
 
 
-async def send_event_transactional(  # noqa: PLR0913, the event's parts
+async def send_event_transactional(
     ctx: WorkflowContext,
     event_type: str,
     event_source: str,

@@ -26,7 +26,7 @@ class EventTimeoutError(EddaError, TimeoutError):
         super().__init__(f"event {event_type!r} did not arrive within {timeout_seconds} seconds")
 
 
-async def wait_event(  # noqa: PLR0913, each is an option of its own
+async def wait_event(
     ctx: WorkflowContext,
     event_type: str,
     timeout_seconds: float | None = None,

@@ -43,7 +43,9 @@ class StartsWorkflows(Protocol):
     service_name: str
 
     def has_workflow(self, workflow: Workflow[Any, Any]) -> bool: ...
-    async def start_workflow(self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions) -> str: ...
+    async def start_workflow(
+        self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
+    ) -> str: ...
     async def submit_workflow(
         self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
     ) -> Handle: ...
@@ -59,7 +61,7 @@ running_apps: list[StartsWorkflows] = []
 class Workflow(Generic[P, R]):
     """A decorated workflow. Calling it runs the function directly, without durability."""
 
-    def __init__(  # noqa: PLR0913, the decorator's arguments
+    def __init__(
         self,
         func: Callable[..., Coroutine[Any, Any, R]],
         *,
@@ -191,7 +193,7 @@ def workflow(
     key: str | None = None,
     version: str | None = None,
 ) -> Callable[[Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]]], Workflow[P, R]]: ...
-def workflow(  # noqa: PLR0913, each is an option of its own
+def workflow(
     func: Callable[..., Any] | None = None,
     *,
     name: str | None = None,

@@ -82,7 +82,7 @@ def from_http(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> list[Cloud
 def decode_header(raw: bytes, name: str) -> str:
     """A header's value: an optional quoted string, then one round of percent-decoding. Raw UTF-8 is tolerated."""
     value = raw.strip(b" \t")
-    if len(value) >= 2 and value.startswith(b'"') and value.endswith(b'"'):  # noqa: PLR2004, two quotes
+    if len(value) >= 2 and value.startswith(b'"') and value.endswith(b'"'):
         value = re.sub(rb"\\(.)", rb"\1", value[1:-1])
     try:
         return unquote_to_bytes(value).decode("utf-8")
@@ -159,7 +159,9 @@ def _data_of(form: dict[str, Any], content_type: str | None) -> bytes | None:
     if is_json_type(content_type):
         return to_json(data)
     if not isinstance(data, str):
-        raise MalformedEventError(f"data of the content type {content_type!r} must be a string (or data_base64)")
+        raise MalformedEventError(
+            f"data of the content type {content_type!r} must be a string (or data_base64)"
+        )
     try:
         return data.encode()
     except UnicodeEncodeError:
@@ -168,7 +170,9 @@ def _data_of(form: dict[str, Any], content_type: str | None) -> bytes | None:
 
 def _need_json(media: str) -> None:
     if not media.endswith("+json"):
-        raise UnsupportedFormatError(f"the event format {media!r} is not read here; send '+json', or binary mode")
+        raise UnsupportedFormatError(
+            f"the event format {media!r} is not read here; send '+json', or binary mode"
+        )
 
 
 def _parse(body: bytes) -> Any:

@@ -106,7 +106,10 @@ class Relay:
                 delay = await self._rounds()
                 pause = 0.05
             except StorageUnavailableError as error:
-                log.warning("relay_waits_for_database", extra={"destination": self._publisher.destination, "error": str(error)})
+                log.warning(
+                    "relay_waits_for_database",
+                    extra={"destination": self._publisher.destination, "error": str(error)},
+                )
                 delay, pause = pause, min(pause * 2, 5.0)
         try:
             await self._store.outbox_release(self._publisher.destination, self._owner)

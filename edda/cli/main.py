@@ -16,10 +16,15 @@ from edda.errors import EddaError
 from edda.queries import Instances
 from edda.storage.connect import open_store
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Edda: durable workflows and an event gateway.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Edda: durable workflows and an event gateway."
+)
 
 Database = Annotated[
-    str, typer.Option("--database-url", envvar="EDDA_DB_URL", help="sqlite:///file.db, postgresql://... or mysql://...")
+    str,
+    typer.Option(
+        "--database-url", envvar="EDDA_DB_URL", help="sqlite:///file.db, postgresql://... or mysql://..."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for programs.")]
 
@@ -41,7 +46,7 @@ def migrate(
 ) -> None:
     """Bring a database's schema up to date."""
     if sql:
-        from edda.storage.migrations import migration_sql  # noqa: PLC0415
+        from edda.storage.migrations import migration_sql
 
         typer.echo(migration_sql(database_url))
         return
@@ -73,7 +78,9 @@ def instances(
         return
     table = Table("instance", "workflow", "status", "started", "owner")
     for row in found["instances"]:
-        table.add_row(row["instance_id"], row["workflow_name"], row["status"], row["started_at"], row["locked_by"] or "")
+        table.add_row(
+            row["instance_id"], row["workflow_name"], row["status"], row["started_at"], row["locked_by"] or ""
+        )
     Console().print(table)
 
 

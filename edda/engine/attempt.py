@@ -77,7 +77,9 @@ class Attempt:
     def blocks_writers(self) -> bool:
         """Whether an engine call that commits would wait for this attempt for ever (SQLite)."""
         return (
-            self._session is not None and self._session.in_transaction() and self.run.host.store.session_holds_writer
+            self._session is not None
+            and self._session.in_transaction()
+            and self.run.host.store.session_holds_writer
         )
 
     async def rollback(self) -> None:
@@ -97,7 +99,9 @@ class Attempt:
         assert session is not None  # noqa: S101, uses_session
         await session.flush()
         record = run.next_record(command, kinds.ACTIVITY, payload, content_type)
-        turn = Turn(run.id, run.host.owner, run.fence, run.signals, records=[record], outbox=list(self.outbox))
+        turn = Turn(
+            run.id, run.host.owner, run.fence, run.signals, records=[record], outbox=list(self.outbox)
+        )
         committed = False
         try:
             result = await run.host.store.apply_in_session(await session.connection(), turn)
@@ -173,7 +177,9 @@ async def run_activity(run: Run, command: Command) -> None:
                 free_tries += 1
                 if free_tries < _FREE_TRIES:
                     continue
-                msg = f"activity {call.name!r}: its transaction was refused {free_tries} times (serialisation)"
+                msg = (
+                    f"activity {call.name!r}: its transaction was refused {free_tries} times (serialisation)"
+                )
                 raise StorageUnavailableError(msg)
         except asyncio.CancelledError:
             await attempt.rollback()
@@ -226,7 +232,7 @@ async def _failed(run: Run, command: Command, policy: RetryPolicy, error: Except
     return True
 
 
-def _final_error(  # noqa: PLR0913, what decides
+def _final_error(
     command: Command, policy: RetryPolicy, error: Exception, number: int, delay: float, now_us: int
 ) -> Exception | None:
     """The error that the workflow gets, or None to try again."""

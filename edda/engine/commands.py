@@ -52,9 +52,22 @@ class TimerWait:
 class Command:
     """One reserved number: its future, and what is known of it."""
 
-    __slots__ = ("args_hash", "attempt", "call", "first_us", "future", "kind", "name", "registered", "seq", "wait")
+    __slots__ = (
+        "args_hash",
+        "attempt",
+        "call",
+        "first_us",
+        "future",
+        "kind",
+        "name",
+        "registered",
+        "seq",
+        "wait",
+    )
 
-    def __init__(self, seq: int, kind: str, name: str, args_hash: bytes | None, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, seq: int, kind: str, name: str, args_hash: bytes | None, future: asyncio.Future[Any]
+    ) -> None:
         self.seq = seq
         self.kind = kind
         self.name = name

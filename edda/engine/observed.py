@@ -46,4 +46,3 @@ def decode_event(payload: bytes) -> tuple[int, CloudEvent]:
         described["content_type"],
     )
     return described["seq"], event
-

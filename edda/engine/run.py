@@ -199,7 +199,9 @@ class Run:
         first = messages[0]
         command = self._command("send_event", first.type, None)
         if command.seq not in self._by_seq:
-            self.observe(command, kinds.PUBLISH, to_json(first.event_id), None, first.event_id, outbox=messages)
+            self.observe(
+                command, kinds.PUBLISH, to_json(first.event_id), None, first.event_id, outbox=messages
+            )
         return command.future
 
     def _command(self, kind: str, name: str, args_hash: bytes | None) -> Command:
@@ -228,7 +230,12 @@ class Run:
             if not self.host.strict_arguments:
                 log.warning(
                     "arguments_changed_on_replay",
-                    extra={"instance_id": self.id, "workflow": self.definition.name, "seq": command.seq, "call": name},
+                    extra={
+                        "instance_id": self.id,
+                        "workflow": self.definition.name,
+                        "seq": command.seq,
+                        "call": name,
+                    },
                 )
                 return
             expected = got = f"{kind} {name!r}"
@@ -248,7 +255,7 @@ class Run:
 
     # ------------------------------------------------------------------ observing results
 
-    def observe(  # noqa: PLR0913, a record's columns
+    def observe(
         self,
         command: Command,
         kind: str,
@@ -293,7 +300,9 @@ class Run:
             self._open_turn().drop_waits.append(command.seq)
         self.host.loop.call_soon(self._advance)
 
-    def backoff(self, command: Command, delay: float, detail: bytes, committed: Callable[[], None] | None) -> None:
+    def backoff(
+        self, command: Command, delay: float, detail: bytes, committed: Callable[[], None] | None
+    ) -> None:
         """Make a failed attempt durable: a wait row of kind retry. Without ``committed`` the run may park on it."""
         command.registered = True
         turn = self._open_turn()
@@ -562,13 +571,18 @@ class Run:
                 f"workflow {self.definition.name!r} awaits something that nothing will ever end (not an activity, wait or timer)"
             )
         elif root.cancelled():
-            turn.end_state, error = State.FAILED, asyncio.CancelledError("the workflow was cancelled from within")
+            turn.end_state, error = (
+                State.FAILED,
+                asyncio.CancelledError("the workflow was cancelled from within"),
+            )
         else:
             turn.end_state, error = State.FAILED, root.exception()
             if error is None:
                 turn.end_state = State.COMPLETED
                 try:
-                    turn.output, turn.output_type = encode(root.result(), f"result of workflow {self.definition.name!r}")
+                    turn.output, turn.output_type = encode(
+                        root.result(), f"result of workflow {self.definition.name!r}"
+                    )
                 except ValueError as unstorable:
                     turn.end_state, error = State.FAILED, unstorable
         turn.error = None if error is None else encode_exception(error)
@@ -642,7 +656,9 @@ class Run:
         self._rows = {row.seq: row for row in loaded.waits}
         due = [row for row in loaded.waits if row.due]
         # Events in accept order, then what has run out; each choice is recorded, so any order would replay.
-        due.sort(key=lambda row: (row.event is None, row.event.seq if row.event else row.deadline_us or 0, row.seq))
+        due.sort(
+            key=lambda row: (row.event is None, row.event.seq if row.event else row.deadline_us or 0, row.seq)
+        )
         self._due = due
 
     @property
@@ -683,7 +699,15 @@ class Run:
             if delivery is not None and record.kind == kinds.ACTIVITY:
                 payload = encode_exception(error)
                 again.records.append(
-                    Record(record.seq, record.pos, kinds.ACTIVITY_FAILED, record.name, payload, None, record.args_hash)
+                    Record(
+                        record.seq,
+                        record.pos,
+                        kinds.ACTIVITY_FAILED,
+                        record.name,
+                        payload,
+                        None,
+                        record.args_hash,
+                    )
                 )
                 self._undelivered[record.pos] = (delivery[0], None, error)
                 salvaged = True

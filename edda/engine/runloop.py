@@ -113,7 +113,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         task = asyncio.Task(_Bridge(coro, self), loop=self, name=name, context=context)
         self.tasks.append(task)
-        if len(self.tasks) > 64:  # noqa: PLR2004, forget finished ones now and then
+        if len(self.tasks) > 64:
             self.tasks = [task for task in self.tasks if not task.done()]
         return task
 
@@ -240,7 +240,7 @@ class _Bridge(Coroutine[Any, Any, Any]):
 
 def _delegate(name: str) -> Any:
     def call(self: RunLoop, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._real, name)(*args, **kwargs)  # noqa: SLF001
+        return getattr(self._real, name)(*args, **kwargs)
 
     call.__name__ = name
     return call
@@ -248,8 +248,8 @@ def _delegate(name: str) -> Any:
 
 # Sockets, name look-ups, subprocesses, signals: the real loop's. Their coroutines run inside our task and await
 # futures of the real loop, which the bridge adopts.
-for _name in [name for name in dir(asyncio.AbstractEventLoop) if not name.startswith("_") and name not in vars(RunLoop)]:
+for _name in [
+    name for name in dir(asyncio.AbstractEventLoop) if not name.startswith("_") and name not in vars(RunLoop)
+]:
     setattr(RunLoop, _name, _delegate(_name))
 RunLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
-
-

@@ -371,14 +371,14 @@ class Worker:
             if requeued:
                 log.warning("instances_requeued", extra={"count": requeued})
             self.woken(apps)
-            if requeued < 1_000:  # noqa: PLR2004, the store's chunk
+            if requeued < 1_000:
                 return
 
     async def _fire_timers(self) -> None:
         while True:
             apps, fired = await _persist(self.store.fire_timers)
             self.woken(apps)
-            if fired < 1_000:  # noqa: PLR2004, the store's chunk
+            if fired < 1_000:
                 return
 
     async def _poll_for_ever(self) -> None:
@@ -456,7 +456,9 @@ class Worker:
 
     async def _adopt_orphans(self) -> None:
         """A claim whose answer was lost may have been committed: what we own without knowing is run after all."""
-        orphans = [instance for instance in await self.store.owned(self.owner) if instance.id not in self.runs]
+        orphans = [
+            instance for instance in await self.store.owned(self.owner) if instance.id not in self.runs
+        ]
         if orphans:
             await self._take(orphans)
 

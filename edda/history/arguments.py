@@ -25,7 +25,11 @@ def hints_of(func: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(func)
     except Exception:  # noqa: BLE001, a name imported only for type checkers
-        return {name: hint for name, hint in getattr(func, "__annotations__", {}).items() if not isinstance(hint, str)}
+        return {
+            name: hint
+            for name, hint in getattr(func, "__annotations__", {}).items()
+            if not isinstance(hint, str)
+        }
 
 
 class Parameters:
@@ -91,7 +95,10 @@ class Parameters:
             if name in known:
                 known[name] = adapter.validate_python(known[name])
         missing = [
-            p.name for p in self._signature.parameters.values() if p.default is p.empty and p.name not in known
+            p.name
+            for p in self._signature.parameters.values()
+            if p.default is p.empty
+            and p.name not in known
             and p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
         ]
         if missing:

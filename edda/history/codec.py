@@ -74,7 +74,9 @@ def decode(payload: bytes, content_type: str | None, adapter: TypeAdapter[Any] |
 @lru_cache(maxsize=4096)
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation, config=ConfigDict(val_json_bytes="base64", arbitrary_types_allowed=True))
+        return TypeAdapter(
+            annotation, config=ConfigDict(val_json_bytes="base64", arbitrary_types_allowed=True)
+        )
     except PydanticUserError:  # models and dataclasses carry a configuration of their own
         return TypeAdapter(annotation)
 
@@ -112,9 +114,9 @@ def _describe(error: BaseException, depth: int) -> dict[str, Any]:
         "attributes": {
             name: _storable(value) for name, value in vars(error).items() if not name.startswith("__")
         },
-        "traceback": "".join(traceback.format_exception(error, limit=20, chain=False)).encode(
-            "utf-8", "backslashreplace"
-        ).decode()[-8_000:],
+        "traceback": "".join(traceback.format_exception(error, limit=20, chain=False))
+        .encode("utf-8", "backslashreplace")
+        .decode()[-8_000:],
     }
     if error.__cause__ is not None and depth > 0:
         described["cause"] = _describe(error.__cause__, depth - 1)

@@ -185,7 +185,9 @@ class Inbox:
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         events = size = 0
-        while self._queue and (not batch or (events + len(self._queue[0].items) <= MAX_EVENTS and size < MAX_BYTES)):
+        while self._queue and (
+            not batch or (events + len(self._queue[0].items) <= MAX_EVENTS and size < MAX_BYTES)
+        ):
             waiting = self._queue.pop(0)
             batch.append(waiting)
             events += len(waiting.items)
@@ -197,7 +199,10 @@ class Inbox:
     # ------------------------------------------------------------------ one batch
 
     async def _accept(
-        self, items: list[Positioned], positions: tuple[PositionAdvance, ...], poison: tuple[NewDeadLetter, ...]
+        self,
+        items: list[Positioned],
+        positions: tuple[PositionAdvance, ...],
+        poison: tuple[NewDeadLetter, ...],
     ) -> tuple[list[EventResult], dict[int, int]]:
         batch_id = os.urandom(16)
         deadline = asyncio.get_running_loop().time() + self._patience
@@ -208,7 +213,9 @@ class Inbox:
                 table = self._table or await self._read_table()
                 if rows is None:
                     rows = tuple(table.bind(item) for item in items)
-                result = await self._store.accept(AcceptBatch(batch_id, table.version, rows, poison, positions))
+                result = await self._store.accept(
+                    AcceptBatch(batch_id, table.version, rows, poison, positions)
+                )
             except StaleRoutingError:
                 self._table, rows = None, None
             except StorageDataError as error:

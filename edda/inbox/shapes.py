@@ -30,7 +30,7 @@ _ABSENT: Final = object()
 def validate_pattern(pattern: str) -> None:
     """Raises ConfigurationError unless it is an exact type, a prefix with a trailing ``.*``, or ``*``."""
     stem = pattern.removesuffix(".*")
-    if not pattern or len(pattern.encode()) > 255 or (pattern != "*" and ("*" in stem or not stem)):  # noqa: PLR2004, a column
+    if not pattern or len(pattern.encode()) > 255 or (pattern != "*" and ("*" in stem or not stem)):
         msg = (
             f"event type {pattern!r}: use an exact type ('payment.completed'), a prefix with a trailing '.*' ('payment.*'), "
             "or '*'; at most 255 bytes"
@@ -112,7 +112,7 @@ def _lookup(event: CloudEvent, data: Any, path: str) -> Any:
     return _ABSENT if value is None else value
 
 
-def _canonical(value: Any, what: str) -> Any:  # noqa: C901, PLR0911, one line per kind of value
+def _canonical(value: Any, what: str) -> Any:
     if isinstance(value, enum.Enum):
         return _canonical(value.value, what)
     if value is None or isinstance(value, bool | str):

@@ -15,7 +15,9 @@ from edda.storage.rows import OutboxMessage
 from edda.storage.schema import outbox
 
 
-async def publish(session: AsyncSession, event_type: str, event_source: str, data: Any, **attributes: Any) -> str:
+async def publish(
+    session: AsyncSession, event_type: str, event_source: str, data: Any, **attributes: Any
+) -> str:
     """Add an event to the outbox on this session; it leaves if, and only if, the session commits. Returns the event's id.
 
     Keyword arguments: ``key`` (ordering key), ``id``, ``subject``, ``time``, ``extensions``, ``content_type``, ``destination``. The session must be

@@ -16,7 +16,7 @@ from edda.storage.rows import OutboxMessage
 _LONGEST_KEY = 255
 
 
-def message(  # noqa: PLR0913, an event's parts
+def message(
     type: str,
     source: str,
     data: Any,
@@ -74,7 +74,9 @@ def message_of(
     )
 
 
-def data_bytes(data: Any, content_type: str | None, *, what: str = "data of the event") -> tuple[bytes | None, str | None]:
+def data_bytes(
+    data: Any, content_type: str | None, *, what: str = "data of the event"
+) -> tuple[bytes | None, str | None]:
     """``(bytes, content type)`` of an event's data."""
     if data is None:
         return None, content_type

@@ -26,11 +26,18 @@ _KNOWN = {
     "mariadb+aiomysql": "mysql",
 }
 
-_EXAMPLES = "sqlite:///orders.db, postgresql://user:password@host/database or mysql://user:password@host/database"
+_EXAMPLES = (
+    "sqlite:///orders.db, postgresql://user:password@host/database or mysql://user:password@host/database"
+)
 
 
 def open_store(
-    url: str, *, pool_size: int = 5, max_overflow: int = 10, pool_timeout: float = 30, pool_recycle: float = 3600
+    url: str,
+    *,
+    pool_size: int = 5,
+    max_overflow: int = 10,
+    pool_timeout: float = 30,
+    pool_recycle: float = 3600,
 ) -> Storage:
     """The store for a URL.
 
@@ -67,7 +74,7 @@ def open_store(
 
 
 def _sqlite(url: sa.URL) -> Storage:
-    from edda.storage.sqlite.store import SQLiteStore  # noqa: PLC0415
+    from edda.storage.sqlite.store import SQLiteStore
 
     if url.database in {None, "", ":memory:"}:
         # Several connections must see it, and a shared in-memory database has no lock that waits.

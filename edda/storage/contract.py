@@ -143,17 +143,21 @@ class Storage(Protocol):
     async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
         """Insert the shape as filling (backfill_until = last accept sequence, routing version + 1) under the accept
         lock, exclusive; an existing shape is returned as it is without the lock. No event yet accepted
-        (last_seq = 0): born ready."""
+        (last_seq = 0): born ready.
+        """
         ...
 
     async def events_of_pattern(self, pattern: str, after: int, until: int, limit: int) -> list[EventRow]:
         """Retained events whose type fits the pattern, after < seq <= until, in seq order; for backfill."""
         ...
 
-    async def backfill(self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool) -> frozenset[str]:
+    async def backfill(
+        self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
+    ) -> frozenset[str]:
         """Insert (hash, addressee or '', seq) rows, ignoring those that exist. With ``done``: mark the shape ready
         (routing version + 1, accept lock exclusive) and mark due every wait of the shape that has an unreceived event
-        (instances as in accept step 5). Returns apps woken."""
+        (instances as in accept step 5). Returns apps woken.
+        """
         ...
 
     async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
@@ -162,7 +166,9 @@ class Storage(Protocol):
 
     # ---------------------------------------------------------------- claim
 
-    async def claim(self, app: str, workflows: Sequence[str], worker: str, limit: int) -> list[ClaimedInstance]:
+    async def claim(
+        self, app: str, workflows: Sequence[str], worker: str, limit: int
+    ) -> list[ClaimedInstance]:
         """Own up to ``limit`` runnable instances: state running, owner, fence + 1, updated_at now.
 
         By priority (high first) and available_at, only available_at <= now, only this app and these workflow names,
@@ -187,8 +193,8 @@ class Storage(Protocol):
     async def flush(self, turns: Sequence[Turn]) -> FlushResult:
         """Apply the turns of different instances in one transaction; no bad member fails its neighbours.
 
-        At most one turn per instance. If any turn registers an event wait or parks an instance that has event waits,
-        the accept lock is taken shared, first. Then:
+        At most one turn per instance. If any turn registers an event wait, parks an instance that has event waits, or
+        has ``unread``, the accept lock is taken shared, first. Then:
         (0) ``start`` rows are inserted unless id or live_key is taken (born running, fence 1, owner = turn.owner,
         signals 0);
         (1) the instance rows are locked in id order and compared: fence and owner equal -> ours. Owner NULL and fence
@@ -200,7 +206,10 @@ class Storage(Protocol):
         (3) records (recorded_at = now), waits (replaced by key; due = false), drop_waits deleted, outbox rows
         (available_at = now, state pending), children (unless taken);
         (4) release: END -> applied only if signals equal turn.signals: state, output, error, ended_at, owner NULL,
-        live_key NULL, its waits deleted, updated_at; else KEPT. END with end_state PAUSED keeps waits and live_key, sets
+        live_key NULL, its waits deleted, updated_at, then ``successor`` inserted (unless taken); else KEPT. With
+        ``unread`` (and no successor; the accept lock is taken shared, first) a later statement looks for the first event
+        key with this hash, addressed to nobody, seq > after and not among the received: if there is one, KEPT with
+        that event. END with end_state PAUSED keeps waits and live_key, sets
         owner NULL and is unconditional. PARK -> if signals differ: KEPT. Else, in a later statement, every event wait of
         the instance is looked at: has it (shape ready) an unreceived event, or its deadline passed -> due (and KEPT);
         else due = false, owner NULL, state waiting. YIELD -> runnable, owner NULL, available_at now, unconditional.
@@ -222,11 +231,15 @@ class Storage(Protocol):
         """The fence that record (instance, seq) was written under, or None; resolves an unknown commit."""
         ...
 
-    async def enqueue_in_session(self, connection: AsyncConnection, messages: Sequence[OutboxMessage]) -> None:
+    async def enqueue_in_session(
+        self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
+    ) -> None:
         """Insert outbox rows on the user's own open transaction (also a sync one, through run_sync)."""
         ...
 
-    async def insert_instances_in_session(self, connection: AsyncConnection, instances: Sequence[NewInstance]) -> None:
+    async def insert_instances_in_session(
+        self, connection: AsyncConnection, instances: Sequence[NewInstance]
+    ) -> None:
         """Insert unowned instances on the user's own open transaction. Raises InstanceExistsError."""
         ...
 
@@ -246,18 +259,21 @@ class Storage(Protocol):
 
     async def retire_worker(self, worker: str) -> int:
         """Clean shutdown: the worker's row is marked dead and its instances go back at once (runnable, fence + 1,
-        recoveries unchanged). Returns how many."""
+        recoveries unchanged). Returns how many.
+        """
         ...
 
     async def requeue_expired(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         """Workers with expires_at < now are declared dead first (``WHERE NOT dead AND expires_at < now``); then, in the
         same transaction, up to ``limit`` instances owned by dead workers: owner NULL, runnable, fence + 1,
-        recoveries + 1. Returns (apps woken, number re-queued). Old dead rows without instances are removed."""
+        recoveries + 1. Returns (apps woken, number re-queued). Old dead rows without instances are removed.
+        """
         ...
 
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         """Waits not due whose deadline <= now: lock their instances in id order, mark due, signals + 1,
-        waiting -> runnable. Repeatable by anyone. Returns (apps woken, number of waits fired)."""
+        waiting -> runnable. Repeatable by anyone. Returns (apps woken, number of waits fired).
+        """
         ...
 
     async def poll(self, app: str) -> Beat:

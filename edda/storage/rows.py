@@ -63,6 +63,7 @@ class NewInstance:
     parent_seq: int | None = None
     chain_started_at: int | None = None  # None: now
     carried: bytes | None = None
+    start_event: int = 0  # accept sequence of the event that starts it; accept sets it itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class ClaimedInstance:
     recoveries: int  # re-queues since the last applied turn
     input: bytes
     carried: bytes | None
+    live_key: bytes | None  # of a run that is the only one for its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,18 @@ class OutboxMessage:
     instance_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What the end of a keyed run must not leave behind: events with this key, but for those that its chain received.
+
+    A trigger of policy "key" makes the live key also a key of the event (``NewEvent.keys``), so that they are found.
+    """
+
+    hash: bytes  # the live key
+    after: int  # the event that started the run
+    received: frozenset[int] = frozenset()
+
+
 @dataclass(slots=True)
 class Turn:
     """One merged entry per instance and flush. Applied as a whole or not at all."""
@@ -239,6 +253,8 @@ class Turn:
     output: bytes | None = None
     output_type: str | None = None
     error: bytes | None = None
+    unread: Unread | None = None  # for END: KEPT, with the event, if there is one
+    successor: NewInstance | None = None  # for END: inserted if and only if it is applied, when live_key is free
 
 
 class Applied(IntEnum):
@@ -252,10 +268,11 @@ class Applied(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """``signals`` as the row has it now."""
+    """``signals`` as the row has it now. ``unread``: the event for which an END was KEPT; end with a successor for it."""
 
     applied: Applied
     signals: int
+    unread: EventRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +348,7 @@ class Verdict(StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"  # same (source, id) as an earlier event, other content: not stored, counted
-    UNMATCHED = "unmatched"  # stored, but nobody waits for it or is started by it yet
+    UNMATCHED = "unmatched"  # stored, but nobody waits for it, and no trigger takes it
     REFUSED = "refused"  # not storable; the reason is in EventResult.reason
     STALE_POSITION = "stale_position"  # its partition's position was not the one fetched from; not stored
 
@@ -409,7 +426,9 @@ class Beat:
     next_deadline_us: int | None  # earliest deadline of a wait that is not due yet
     runnable: bool  # runnable instances of this app wait (available now)
     outbox: bool  # outbox rows wait to be taken now, or a relay lease expired with rows pending
-    next_available_us: int | None = None  # earliest available_at in the future of a runnable instance of this app
+    next_available_us: int | None = (
+        None  # earliest available_at in the future of a runnable instance of this app
+    )
 
 
 # ---------------------------------------------------------------------------------------------- relay

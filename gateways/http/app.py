@@ -37,7 +37,9 @@ class Accepts(Protocol):
         ...
 
 
-def http_gateway(inbox: Accepts, *, tokens: Sequence[str] = (), max_bytes: int = DEFAULT_MAX_BYTES) -> ASGIApp:
+def http_gateway(
+    inbox: Accepts, *, tokens: Sequence[str] = (), max_bytes: int = DEFAULT_MAX_BYTES
+) -> ASGIApp:
     """An ASGI application: ``POST`` on any path takes events, ``OPTIONS`` answers the webhook handshake.
 
     ``tokens``: any of them as ``Authorization: Bearer`` (or ``access_token`` in the query) lets a request in; two at a time rotate. Empty: open.
@@ -61,9 +63,13 @@ async def _answer(request: Request, inbox: Accepts, secrets: tuple[bytes, ...], 
     if request.method == "OPTIONS":
         return _handshake(request)
     if request.method != "POST":
-        return _problem(405, "MethodNotAllowed", "events are sent by POST", headers={"allow": "POST, OPTIONS"})
+        return _problem(
+            405, "MethodNotAllowed", "events are sent by POST", headers={"allow": "POST, OPTIONS"}
+        )
     if secrets and not _let_in(request, secrets):
-        return _problem(401, "Unauthorized", "a valid bearer token is needed", headers={"www-authenticate": "Bearer"})
+        return _problem(
+            401, "Unauthorized", "a valid bearer token is needed", headers={"www-authenticate": "Bearer"}
+        )
     body = await _read(request, max_bytes)
     if body is None:
         return _problem(413, "PayloadTooLarge", f"at most {max_bytes} bytes are taken; nothing was stored")
@@ -90,7 +96,9 @@ async def _deliver(inbox: Accepts, events: list[CloudEvent]) -> Response:
     refused = [result for result in results if result.verdict is Verdict.REFUSED]
     if refused and len(refused) == len(results):
         return _problem(400, "Refused", refused[0].reason)
-    return JSONResponse({"status": "accepted", "results": [_result(result) for result in results]}, status_code=202)
+    return JSONResponse(
+        {"status": "accepted", "results": [_result(result) for result in results]}, status_code=202
+    )
 
 
 def _result(result: EventResult) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def _problem(status: int, kind: str, detail: str, headers: dict[str, str] | None
             "detail": detail,
             "error": detail,
             "error_type": kind,
-            "retryable": status >= 500 or status == 429,  # noqa: PLR2004, the classes of HTTP
+            "retryable": status >= 500 or status == 429,
         },
         status_code=status,
         media_type="application/problem+json",

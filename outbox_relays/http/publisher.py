@@ -38,7 +38,7 @@ class HttpPublisher:
         concurrency: Requests in flight at once.
     """
 
-    def __init__(  # noqa: PLR0913, each is a setting of its own
+    def __init__(
         self,
         url: str,
         *,
@@ -75,18 +75,22 @@ class HttpPublisher:
     async def open(self) -> None:
         """See the contract."""
         try:
-            import httpx  # noqa: PLC0415, an extra
+            import httpx
         except ImportError as error:
             what = "HttpPublisher"
             raise MissingExtraError(what, "http") from error
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         self._client = httpx.AsyncClient(
-            limits=limits, timeout=self.publish_timeout, follow_redirects=False, headers=self._headers, trust_env=False
+            limits=limits,
+            timeout=self.publish_timeout,
+            follow_redirects=False,
+            headers=self._headers,
+            trust_env=False,
         )
 
     async def publish(self, event: CloudEvent) -> Confirm:
         """See the contract."""
-        import httpx  # noqa: PLC0415, an extra
+        import httpx
 
         assert self._client is not None, "open() first"  # noqa: S101
         if self._mode == "binary":

@@ -87,8 +87,12 @@ async def test_activities_results_come_back_as_annotated(make_app: MakeApp) -> N
     seen: list[Any] = []
 
     @workflow
-    async def typed(ctx: WorkflowContext, first: Order, more: list[Order], maybe: Order | None = None) -> Order:
-        seen.extend([first, more, maybe, await order(ctx, first), await lines(ctx), await colour(ctx), await raw(ctx)])
+    async def typed(
+        ctx: WorkflowContext, first: Order, more: list[Order], maybe: Order | None = None
+    ) -> Order:
+        seen.extend(
+            [first, more, maybe, await order(ctx, first), await lines(ctx), await colour(ctx), await raw(ctx)]
+        )
         return first
 
     app = await make_app(typed)
@@ -150,7 +154,9 @@ async def test_a_failing_activity_is_retried_then_exhausted_with_its_cause(make_
         await flaky(ctx)
 
     await make_app(persistent)
-    with pytest.raises(RetryExhaustedError, match="flaky failed after 3 attempts: ValueError: not today") as caught:
+    with pytest.raises(
+        RetryExhaustedError, match="flaky failed after 3 attempts: ValueError: not today"
+    ) as caught:
         await persistent.start()
     assert isinstance(caught.value.__cause__, ValueError)
     assert len(tries) == 3
@@ -242,13 +248,14 @@ async def test_a_task_group_of_activities_cancels_the_rest_when_one_fails(make_a
 
     @workflow
     async def grouped(ctx: WorkflowContext) -> str:
+        said = "silent"
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(endless(ctx))
                 group.create_task(fails(ctx))
         except* RetryExhaustedError:
-            return "told"
-        return "silent"
+            said = "told"
+        return said
 
     app = await make_app(grouped)
     assert await app.handle(await grouped.start()).result() == "told"

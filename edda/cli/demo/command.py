@@ -52,11 +52,19 @@ async def run_demo(orders: int, database_url: str | None, *, as_json: bool) -> i
             await store.migrate()
             before = await store.counts()
             if before["instances"] or before["events"]:
-                console.print("[red]The demo needs a database of its own; this one holds instances or events already.[/red]")
+                console.print(
+                    "[red]The demo needs a database of its own; this one holds instances or events already.[/red]"
+                )
                 return 2
             sink = await _spawn(stack, "sink", "--ledger", str(sink_file))
             gateway = await _spawn(stack, "gateway", "--database-url", url)
-            worker_arguments = ("worker", "--database-url", url, "--sink-url", f"http://127.0.0.1:{sink.port}/")
+            worker_arguments = (
+                "worker",
+                "--database-url",
+                url,
+                "--sink-url",
+                f"http://127.0.0.1:{sink.port}/",
+            )
             worker = await _spawn(stack, *worker_arguments)
             play = Play(orders)
             started = time.monotonic()
@@ -118,16 +126,19 @@ async def _send(play: Play, port: int) -> None:
         order_id = f"order-{number}"
         at = number * 0.02
         deliveries.append((at, "order.created", order_id))
-        early = dice.random() < 0.3  # noqa: PLR2004
+        early = dice.random() < 0.3
         pays_at = max(0.0, at - dice.uniform(0.05, 0.3)) if early else at + dice.uniform(0.05, 0.5)
         deliveries.append((pays_at, "payment.completed", order_id))
-        if dice.random() < 0.2:  # noqa: PLR2004
+        if dice.random() < 0.2:
             deliveries.append((pays_at + dice.uniform(0, 0.4), "payment.completed", order_id))
-        if dice.random() < 0.1:  # noqa: PLR2004
+        if dice.random() < 0.1:
             deliveries.append((at + dice.uniform(0, 0.4), "order.created", order_id))
     deliveries.sort()
     begun = time.monotonic()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client, asyncio.TaskGroup() as group:
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for at, kind, order_id in deliveries:
             await asyncio.sleep(max(0.0, at - (time.monotonic() - begun)))
             group.create_task(_post(client, play, kind, order_id))
@@ -153,10 +164,10 @@ async def _post(client: httpx.AsyncClient, play: Play, kind: str, order_id: str)
         except httpx.TransportError:
             await asyncio.sleep(0.2)
             continue
-        if answer.status_code == 202:  # noqa: PLR2004, accepted
+        if answer.status_code == 202:
             play.ledger.sent(kind, answer.json()["results"][0]["result"])
             return
-        if answer.status_code < 500:  # noqa: PLR2004, never as it is
+        if answer.status_code < 500:
             msg = f"the gateway refused an event: {answer.text}"
             raise RuntimeError(msg)
         await asyncio.sleep(0.2)

@@ -50,7 +50,9 @@ class Ledger:
         self.started = counts["instances"]
         self.completed = counts.get(f"instances.{State.COMPLETED}", 0)
         self.waiting = counts.get(f"instances.{State.WAITING}", 0)
-        self.running = counts.get(f"instances.{State.RUNNING}", 0) + counts.get(f"instances.{State.RUNNABLE}", 0)
+        self.running = counts.get(f"instances.{State.RUNNING}", 0) + counts.get(
+            f"instances.{State.RUNNABLE}", 0
+        )
         self.outbox = counts["outbox"]
         seen = Counter((event["source"], event["id"], event["type"]) for event in read_sink(sink))
         self.out = len(seen)
@@ -95,7 +97,9 @@ async def check(ledger: Ledger, orders: int, store: Storage, sink: Path) -> list
     for kind in ("order.paid", "order.shipped"):
         told = Counter(
             json.loads(event["data"])["order_id"]
-            for event in {(event["source"], event["id"]): event for event in events if event["type"] == kind}.values()
+            for event in {
+                (event["source"], event["id"]): event for event in events if event["type"] == kind
+            }.values()
         )
         expect(f"{kind} at the sink", len(told), orders)
         expect(f"{kind} said twice under different ids", sum(1 for number in told.values() if number > 1), 0)
@@ -147,4 +151,6 @@ def show_result(console: Console, ledger: Ledger, orders: int, faults: list[str]
     for fault in faults[:20]:
         console.print(f"[red]does not add up[/red] {fault}", highlight=False)
     if not faults:
-        console.print(f"[green]It adds up.[/green] {ledger.seconds:.1f} s, checked against the sink and the database.")
+        console.print(
+            f"[green]It adds up.[/green] {ledger.seconds:.1f} s, checked against the sink and the database."
+        )

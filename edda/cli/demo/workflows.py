@@ -27,14 +27,18 @@ async def confirm_payment(ctx: WorkflowContext, order_id: str, customer: str, pa
 @activity
 async def ship(ctx: WorkflowContext, order_id: str, customer: str, shelf: str) -> None:
     """Tell the world again; the same key keeps the order of both."""
-    await send_event_transactional(ctx, "order.shipped", SOURCE, {"order_id": order_id, "shelf": shelf}, key=customer)
+    await send_event_transactional(
+        ctx, "order.shipped", SOURCE, {"order_id": order_id, "shelf": shelf}, key=customer
+    )
 
 
 @workflow(on="order.created", name="fulfil_order")
 async def fulfil_order(ctx: WorkflowContext, order_id: str, customer: str) -> str:
     """One run per ``order.created`` event."""
     shelf = await reserve(ctx, order_id)
-    payment = await wait_event(ctx, "payment.completed", match={"data.order_id": order_id}, timeout_seconds=600)
+    payment = await wait_event(
+        ctx, "payment.completed", match={"data.order_id": order_id}, timeout_seconds=600
+    )
     await confirm_payment(ctx, order_id, customer, payment.data["payment_id"])
     await sleep(ctx, seconds=0.5)
     await ship(ctx, order_id, customer, shelf)

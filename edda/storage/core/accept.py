@@ -95,7 +95,10 @@ def accept_batch(c: sa.Connection, traits: Traits, batch: AcceptBatch, now: int)
             sa.update(accept).where(accept.c.id == 1).values(last_seq=ours[-1][2], last_accepted_at=now)
         )
     return AcceptResult(
-        tuple(result for result in results if result is not None), frozenset(woken), tuple(sorted(more)), stale
+        tuple(result for result in results if result is not None),
+        frozenset(woken),
+        tuple(sorted(more)),
+        stale,
     )
 
 
@@ -104,7 +107,12 @@ def _advance_positions(c: sa.Connection, positions: Sequence[PositionAdvance]) -
     table = source_positions
     order = sorted(
         range(len(positions)),
-        key=lambda at: (positions[at].cluster, positions[at].group, positions[at].topic, positions[at].partition),
+        key=lambda at: (
+            positions[at].cluster,
+            positions[at].group,
+            positions[at].topic,
+            positions[at].partition,
+        ),
     )
     for at in order:
         p = positions[at]
@@ -132,7 +140,7 @@ def _advance_positions(c: sa.Connection, positions: Sequence[PositionAdvance]) -
     return stale
 
 
-def _claim_identities(  # noqa: PLR0913, the transaction's state
+def _claim_identities(
     c: sa.Connection,
     traits: Traits,
     batch_id: bytes,
@@ -144,7 +152,9 @@ def _claim_identities(  # noqa: PLR0913, the transaction's state
     known: dict[bytes, Any] = {}
     digests = sorted({event.digest for _, event in offered})
     for part in chunked(digests):
-        known.update({row.digest: row for row in c.execute(sa.select(identities).where(identities.c.digest.in_(part)))})
+        known.update(
+            {row.digest: row for row in c.execute(sa.select(identities).where(identities.c.digest.in_(part)))}
+        )
     ours: list[tuple[int, NewEvent, int]] = []
     first: dict[bytes, tuple[NewEvent, int]] = {}
     for at, event in offered:
@@ -278,7 +288,9 @@ def signal(c: sa.Connection, traits: Traits, due: Sequence[tuple[str, int]], now
             .values(due=True),
             pairs,
         )
-        c.execute(sa.update(instances).where(instances.c.id.in_(alive)).values(signals=instances.c.signals + 1))
+        c.execute(
+            sa.update(instances).where(instances.c.id.in_(alive)).values(signals=instances.c.signals + 1)
+        )
         parked = [row.id for row in locked if row.state == State.WAITING]
         if parked:
             c.execute(
@@ -331,7 +343,9 @@ def mark_due(
     c: sa.Connection, traits: Traits, hashes: Sequence[bytes], limit: int, now: int
 ) -> tuple[frozenset[str], bool]:
     """Waits of these hashes that have an unreceived event and do not know it yet."""
-    return _mark(c, traits, sa.and_(waits.c.hash.in_(sorted(set(hashes))), ~waits.c.due, has_event), limit, now)
+    return _mark(
+        c, traits, sa.and_(waits.c.hash.in_(sorted(set(hashes))), ~waits.c.due, has_event), limit, now
+    )
 
 
 def _mark(
@@ -417,7 +431,9 @@ def backfill(
     if done:
         traits.lock_accept(c, exclusive=True)
     traits.insert_ignoring(
-        c, event_keys, [{"hash": key, "addressee": addressee, "seq": seq} for key, addressee, seq in sorted(keys)]
+        c,
+        event_keys,
+        [{"hash": key, "addressee": addressee, "seq": seq} for key, addressee, seq in sorted(keys)],
     )
     if not done:
         return frozenset()
@@ -425,7 +441,9 @@ def backfill(
     _routing_changed(c)
     apps: set[str] = set()
     while True:
-        woken, more = _mark(c, traits, sa.and_(waits.c.shape_id == shape_id, ~waits.c.due, has_event), 1_000, now)
+        woken, more = _mark(
+            c, traits, sa.and_(waits.c.shape_id == shape_id, ~waits.c.due, has_event), 1_000, now
+        )
         apps |= woken
         if not more:
             return frozenset(apps)
@@ -458,4 +476,3 @@ def declare_triggers(c: sa.Connection, traits: Traits, declared: Sequence[Trigge
 
 def _identity(trigger: Trigger) -> dict[str, Any]:
     return {name: getattr(trigger, name) for name in ("app", "workflow", "pattern")}
-

@@ -11,7 +11,9 @@ from edda.storage.schema import instances, outbox, waits, workers
 
 def register_worker(c: sa.Connection, worker: str, app: str, lease_us: int, now: int) -> None:
     """A new process."""
-    c.execute(sa.insert(workers).values(id=worker, app=app, started_at=now, expires_at=now + lease_us, dead=False))
+    c.execute(
+        sa.insert(workers).values(id=worker, app=app, started_at=now, expires_at=now + lease_us, dead=False)
+    )
 
 
 def renew(c: sa.Connection, worker: str, lease_us: int, now: int) -> bool:
@@ -65,24 +67,30 @@ def retire_worker(c: sa.Connection, traits: Traits, worker: str, now: int) -> in
 
 def requeue_expired(c: sa.Connection, traits: Traits, limit: int, now: int) -> tuple[frozenset[str], int]:
     """Declare dead first: a late heartbeat finds itself dead; then, in the same transaction, re-queue."""
-    c.execute(
-        sa.update(workers).where(~workers.c.dead, workers.c.expires_at < now).values(dead=True)
-    )
+    c.execute(sa.update(workers).where(~workers.c.dead, workers.c.expires_at < now).values(dead=True))
     dead = list(c.execute(sa.select(workers.c.id).where(workers.c.dead)).scalars())
     if not dead:
         return frozenset(), 0
     ids = _lock_owned(c, traits, dead, limit)
     apps = frozenset(
-        c.execute(sa.select(instances.c.app).where(instances.c.id.in_(ids)).distinct()).scalars() if ids else ()
+        c.execute(sa.select(instances.c.app).where(instances.c.id.in_(ids)).distinct()).scalars()
+        if ids
+        else ()
     )
     _give_back(c, ids, now, recovered=True)
     if len(ids) < limit:
-        c.execute(sa.delete(workers).where(workers.c.dead, workers.c.id.in_(dead), workers.c.expires_at < now - 3_600_000_000))
+        c.execute(
+            sa.delete(workers).where(
+                workers.c.dead, workers.c.id.in_(dead), workers.c.expires_at < now - 3_600_000_000
+            )
+        )
     return apps, len(ids)
 
 
 def _lock_owned(c: sa.Connection, traits: Traits, owners: list[str], limit: int | None) -> list[str]:
-    select = sa.select(instances.c.id).where(instances.c.owner.in_(owners)).order_by(instances.c.id).limit(limit)
+    select = (
+        sa.select(instances.c.id).where(instances.c.owner.in_(owners)).order_by(instances.c.id).limit(limit)
+    )
     return list(c.execute(traits.lock_rows(select)).scalars())
 
 

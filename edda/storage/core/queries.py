@@ -28,7 +28,9 @@ def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
     found = c.execute(select).all()
     kinds: dict[str, set[WaitKind]] = {}
     for part in chunked([row.id for row in found if row.state == State.WAITING]):
-        for wait in c.execute(sa.select(waits.c.instance_id, waits.c.kind).where(waits.c.instance_id.in_(part))):
+        for wait in c.execute(
+            sa.select(waits.c.instance_id, waits.c.kind).where(waits.c.instance_id.in_(part))
+        ):
             kinds.setdefault(wait.instance_id, set()).add(WaitKind(wait.kind))
     return [
         InstanceRow(
@@ -56,7 +58,7 @@ def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
     ]
 
 
-def find_instances(  # noqa: PLR0913, the contract's arguments
+def find_instances(
     c: sa.Connection,
     *,
     app: str | None,
@@ -134,7 +136,9 @@ def get_history(c: sa.Connection, instance_id: str) -> list[Record]:
 def counts(c: sa.Connection) -> dict[str, int]:
     """Rows by table, instances by state, dead outbox rows."""
     found = {
-        table.name.removeprefix("edda_"): c.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+        table.name.removeprefix("edda_"): c.execute(
+            sa.select(sa.func.count()).select_from(table)
+        ).scalar_one()
         for table in metadata.sorted_tables
     }
     for state, number in c.execute(sa.select(instances.c.state, sa.func.count()).group_by(instances.c.state)):

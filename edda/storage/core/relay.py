@@ -14,7 +14,7 @@ from edda.storage.rows import OutboxRow, RelayOutcome, TakenRows
 from edda.storage.schema import outbox, relay_leases
 
 
-def take(  # noqa: PLR0913, the contract's arguments
+def take(
     c: sa.Connection,
     traits: Traits,
     destination: str,
@@ -36,7 +36,10 @@ def take(  # noqa: PLR0913, the contract's arguments
         .limit(limit)
     ).all()
     pending = c.execute(
-        sa.select(outbox).where(here, outbox.c.state == "pending").order_by(outbox.c.id).limit(limit - len(retrying))
+        sa.select(outbox)
+        .where(here, outbox.c.state == "pending")
+        .order_by(outbox.c.id)
+        .limit(limit - len(retrying))
     ).all()
     blocked = _blocked_keys(c, here, {row.ordering_key for row in pending if row.ordering_key is not None})
     going = {row.ordering_key for row in retrying}
@@ -67,7 +70,9 @@ def take(  # noqa: PLR0913, the contract's arguments
     for part in chunked(behind):
         c.execute(sa.update(outbox).where(outbox.c.id.in_(part)).values(state="parked"))
     later = c.execute(
-        sa.select(sa.func.min(outbox.c.available_at)).where(here, outbox.c.state == "retrying", outbox.c.available_at > now)
+        sa.select(sa.func.min(outbox.c.available_at)).where(
+            here, outbox.c.state == "retrying", outbox.c.available_at > now
+        )
     ).scalar()
     if behind and not rows:
         later = now  # what stands behind the parked rows is to be had at once
@@ -122,7 +127,9 @@ def settle(
         c.execute(
             sa.update(outbox)
             .where(outbox.c.id == row_id)
-            .values(state="retrying", attempts=outbox.c.attempts + 1, available_at=now + delay_us, reason=reason)
+            .values(
+                state="retrying", attempts=outbox.c.attempts + 1, available_at=now + delay_us, reason=reason
+            )
         )
     for row_id, reason in outcome.dead:
         c.execute(
@@ -141,7 +148,9 @@ def _keys_of(c: sa.Connection, ids: list[int]) -> set[str]:
     for part in chunked(sorted(ids)):
         keys |= set(
             c.execute(
-                sa.select(outbox.c.ordering_key).where(outbox.c.id.in_(part), outbox.c.ordering_key.is_not(None))
+                sa.select(outbox.c.ordering_key).where(
+                    outbox.c.id.in_(part), outbox.c.ordering_key.is_not(None)
+                )
             ).scalars()
         )
     return keys
@@ -167,5 +176,7 @@ def _settle_keys(c: sa.Connection, here: sa.ColumnElement[bool], keys: set[str])
 def release(c: sa.Connection, destination: str, owner: str) -> None:
     """Give the lease back."""
     c.execute(
-        sa.delete(relay_leases).where(relay_leases.c.destination == destination, relay_leases.c.owner == owner)
+        sa.delete(relay_leases).where(
+            relay_leases.c.destination == destination, relay_leases.c.owner == owner
+        )
     )

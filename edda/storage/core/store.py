@@ -158,9 +158,13 @@ class CoreStore:
 
     async def events_of_pattern(self, pattern: str, after: int, until: int, limit: int) -> list[EventRow]:
         """See the contract."""
-        return await self._run(lambda c: accepting.events_of_pattern(c, pattern, after, until, limit), write=False)
+        return await self._run(
+            lambda c: accepting.events_of_pattern(c, pattern, after, until, limit), write=False
+        )
 
-    async def backfill(self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool) -> frozenset[str]:
+    async def backfill(
+        self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
+    ) -> frozenset[str]:
         """See the contract."""
         return await self._run(
             lambda c: accepting.backfill(c, self.traits, shape_id, keys, self._now(c), done=done)
@@ -172,9 +176,13 @@ class CoreStore:
 
     # ---------------------------------------------------------------- claim and turn
 
-    async def claim(self, app: str, workflows: Sequence[str], worker: str, limit: int) -> list[ClaimedInstance]:
+    async def claim(
+        self, app: str, workflows: Sequence[str], worker: str, limit: int
+    ) -> list[ClaimedInstance]:
         """See the contract."""
-        return await self._run(lambda c: turns.claim(c, self.traits, app, workflows, worker, limit, self._now(c)))
+        return await self._run(
+            lambda c: turns.claim(c, self.traits, app, workflows, worker, limit, self._now(c))
+        )
 
     async def owned(self, worker: str) -> list[ClaimedInstance]:
         """See the contract."""
@@ -209,7 +217,9 @@ class CoreStore:
         select = sa.select(history.c.fence).where(history.c.instance_id == instance_id, history.c.seq == seq)
         return await self._run(lambda c: c.execute(select).scalar(), write=False)
 
-    async def enqueue_in_session(self, connection: AsyncConnection, messages: Sequence[OutboxMessage]) -> None:
+    async def enqueue_in_session(
+        self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
+    ) -> None:
         """See the contract."""
         await connection.run_sync(lambda c: self.enqueue_on(c, messages))
 
@@ -229,7 +239,9 @@ class CoreStore:
             try:
                 c.execute(sa.insert(instances), [turns.instance_values(instance, now) for instance in new])
             except sa.exc.IntegrityError as error:
-                msg = f"an instance with one of the ids {[i.id for i in new]} (or its live key) exists already"
+                msg = (
+                    f"an instance with one of the ids {[i.id for i in new]} (or its live key) exists already"
+                )
                 raise InstanceExistsError(msg) from error
 
         await connection.run_sync(insert)
@@ -355,4 +367,3 @@ class CoreStore:
     async def listen(self, listener: HintListener) -> AsyncIterator[None]:  # noqa: ARG002
         """Nothing to hear."""
         yield
-

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-
 Rows = Sequence[dict[str, Any]]
 
 #: Any number, the same for all who share a database: the accept lock among PostgreSQL's advisory locks.
@@ -118,8 +117,6 @@ class SQLiteTraits:
     def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:  # noqa: ARG002
         """Nothing to add."""
         return select
-
-
 
 
 _BY_NAME: dict[str, Traits] = {

@@ -137,7 +137,9 @@ _key = event_keys.alias("k")
 _shape = shapes.alias("s")
 
 #: Whether the wait's shape is ready (no shape: it is).
-shape_ready = ~sa.exists(sa.select(1).where(_shape.c.id == waits.c.shape_id, ~_shape.c.ready).correlate(waits))
+shape_ready = ~sa.exists(
+    sa.select(1).where(_shape.c.id == waits.c.shape_id, ~_shape.c.ready).correlate(waits)
+)
 
 _unreceived = (
     sa.select(_key.c.seq)
@@ -185,7 +187,9 @@ def flush(c: sa.Connection, traits: Traits, turns: Sequence[Turn], now: int, *, 
         results.append(verdict)
         if verdict is None:
             mine.append(turn)
-    fresh = [turn for turn in mine if not (turn.records and (turn.instance_id, turn.records[0].seq) in before)]
+    fresh = [
+        turn for turn in mine if not (turn.records and (turn.instance_id, turn.records[0].seq) in before)
+    ]
     _write(c, traits, fresh, locked, now)
     released = _release(c, mine, locked, now)
     judged = iter(mine)
@@ -214,7 +218,9 @@ def _records_before(c: sa.Connection, turns: Sequence[Turn]) -> dict[tuple[str, 
         if turn.records:
             seq = turn.records[0].seq
             fence = c.execute(
-                sa.select(history.c.fence).where(history.c.instance_id == turn.instance_id, history.c.seq == seq)
+                sa.select(history.c.fence).where(
+                    history.c.instance_id == turn.instance_id, history.c.seq == seq
+                )
             ).scalar()
             if fence is not None:
                 found[turn.instance_id, seq] = fence
@@ -226,8 +232,15 @@ def _judge(turn: Turn, row: Any, before: dict[tuple[str, int], int]) -> TurnResu
     if row is None:
         return TurnResult(Applied.EXISTS if turn.start is not None else Applied.LOST, 0)
     if (row.owner, row.fence) != (turn.owner, turn.fence):
-        if row.owner is None and row.fence == turn.fence and turn.release is not Release.KEEP and turn.start is None:
-            return TurnResult(Applied.APPLIED, row.signals)  # by an earlier try: only a release takes the owner away
+        if (
+            row.owner is None
+            and row.fence == turn.fence
+            and turn.release is not Release.KEEP
+            and turn.start is None
+        ):
+            return TurnResult(
+                Applied.APPLIED, row.signals
+            )  # by an earlier try: only a release takes the owner away
         return TurnResult(Applied.EXISTS if turn.start is not None else Applied.LOST, row.signals)
     if turn.records and before.get((turn.instance_id, turn.records[0].seq), turn.fence) != turn.fence:
         return TurnResult(Applied.LOST, row.signals)
@@ -244,9 +257,15 @@ def _write(c: sa.Connection, traits: Traits, turns: Sequence[Turn], locked: dict
     for turn in turns:
         replaced = [*turn.drop_waits, *(wait.seq for wait in turn.waits)]
         if replaced:
-            c.execute(sa.delete(waits).where(waits.c.instance_id == turn.instance_id, waits.c.seq.in_(replaced)))
+            c.execute(
+                sa.delete(waits).where(waits.c.instance_id == turn.instance_id, waits.c.seq.in_(replaced))
+            )
     floors = _Floors(c)
-    rows = [wait_values(t.instance_id, locked[t.instance_id].chain, w, now, floors) for t in turns for w in t.waits]
+    rows = [
+        wait_values(t.instance_id, locked[t.instance_id].chain, w, now, floors)
+        for t in turns
+        for w in t.waits
+    ]
     if rows:
         c.execute(sa.insert(waits), rows)
     messages = [outbox_values(message, now) for turn in turns for message in turn.outbox]
@@ -325,7 +344,11 @@ def _release(
             looking.append(turn)
     _park(c, parking, results, now)
     _look(c, looking, results)
-    ended = [t.instance_id for t in turns if t.end_state in ENDED and results[t.instance_id].applied is Applied.APPLIED]
+    ended = [
+        t.instance_id
+        for t in turns
+        if t.end_state in ENDED and results[t.instance_id].applied is Applied.APPLIED
+    ]
     for part in chunked(ended):
         c.execute(sa.delete(waits).where(waits.c.instance_id.in_(part)))
     return results
@@ -360,7 +383,9 @@ def _park(c: sa.Connection, turns: Sequence[Turn], results: dict[str, TurnResult
         due |= {row.instance_id for row in found}
         for instance_id, seq in sorted(now_due):
             c.execute(
-                sa.update(waits).where(waits.c.instance_id == instance_id, waits.c.seq == seq).values(due=True)
+                sa.update(waits)
+                .where(waits.c.instance_id == instance_id, waits.c.seq == seq)
+                .values(due=True)
             )
         quiet = [instance_id for instance_id in part if instance_id not in due]
         if quiet:
@@ -378,9 +403,15 @@ def _park(c: sa.Connection, turns: Sequence[Turn], results: dict[str, TurnResult
 def _look(c: sa.Connection, turns: Sequence[Turn], results: dict[str, TurnResult]) -> None:
     for turn in turns:
         seqs = [wait.seq for wait in turn.waits if wait.hash is not None]
-        found = c.execute(
-            sa.select(waits.c.seq).where(waits.c.instance_id == turn.instance_id, waits.c.seq.in_(seqs), has_event)
-        ).scalars().all()
+        found = (
+            c.execute(
+                sa.select(waits.c.seq).where(
+                    waits.c.instance_id == turn.instance_id, waits.c.seq.in_(seqs), has_event
+                )
+            )
+            .scalars()
+            .all()
+        )
         if found:
             c.execute(
                 sa.update(waits)
@@ -450,7 +481,9 @@ def claim(
 
 def owned(c: sa.Connection, worker: str) -> list[ClaimedInstance]:
     """What a worker owns."""
-    rows = c.execute(sa.select(*_CLAIMED).where(instances.c.owner == worker, instances.c.state == State.RUNNING))
+    rows = c.execute(
+        sa.select(*_CLAIMED).where(instances.c.owner == worker, instances.c.state == State.RUNNING)
+    )
     return [_claimed(row, row.fence) for row in rows]
 
 
@@ -478,11 +511,15 @@ def load(c: sa.Connection, ids: Sequence[str], *, with_history: bool) -> dict[st
     for part in chunked(sorted(ids)):
         signals = {
             row.id: row.signals
-            for row in c.execute(sa.select(instances.c.id, instances.c.signals).where(instances.c.id.in_(part)))
+            for row in c.execute(
+                sa.select(instances.c.id, instances.c.signals).where(instances.c.id.in_(part))
+            )
         }
         records: dict[str, list[Record]] = {id: [] for id in signals}
         if with_history:
-            rows = c.execute(sa.select(history).where(history.c.instance_id.in_(part)).order_by(history.c.pos))
+            rows = c.execute(
+                sa.select(history).where(history.c.instance_id.in_(part)).order_by(history.c.pos)
+            )
             for row in rows:
                 records[row.instance_id].append(record_of(row))
         rows_of_waits = _waits(c, part)
@@ -508,7 +545,9 @@ def _waits(c: sa.Connection, ids: Sequence[str]) -> dict[str, list[WaitRow]]:
     seqs = sorted({row.first for row in rows if row.first is not None})
     chosen: dict[int, EventRow] = {}
     for part in chunked(seqs):
-        chosen.update({row.seq: event_row(row) for row in c.execute(sa.select(events).where(events.c.seq.in_(part)))})
+        chosen.update(
+            {row.seq: event_row(row) for row in c.execute(sa.select(events).where(events.c.seq.in_(part)))}
+        )
     found: dict[str, list[WaitRow]] = {}
     for row in rows:
         found.setdefault(row.instance_id, []).append(

@@ -55,7 +55,9 @@ def _lock(c: sa.Connection, name: str) -> sa.TextClause | None:
         # DDL commits by itself on MySQL, so the lock belongs to the session, not to the transaction.
         got = c.execute(sa.text("SELECT GET_LOCK(CONCAT(DATABASE(), '.edda_migrate'), 120)")).scalar()
         if got != 1:
-            msg = "another process has been migrating this database for two minutes; look at it, then try again"
+            msg = (
+                "another process has been migrating this database for two minutes; look at it, then try again"
+            )
             raise SchemaError(msg)
         return sa.text("SELECT RELEASE_LOCK(CONCAT(DATABASE(), '.edda_migrate'))")
     return None
@@ -77,7 +79,9 @@ def check_schema(c: sa.Connection) -> None:
     """For those who may not run DDL: raises SchemaError unless the schema is exactly this version's."""
     current, head = _current(c), ScriptDirectory.from_config(_config()).get_current_head()
     if current is None:
-        msg = "this database has no Edda schema yet; run 'edda migrate' (or 'edda migrate --sql' and apply it)"
+        msg = (
+            "this database has no Edda schema yet; run 'edda migrate' (or 'edda migrate --sql' and apply it)"
+        )
         raise SchemaError(msg)
     if current != head:
         raise _newer(current)
@@ -100,9 +104,7 @@ def migration_sql(dialect_url: str) -> str:
     return output.getvalue()
 
 
-def include_object(
-    object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
-) -> bool:
+def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """For the ``include_object`` of your own Alembic ``env.py``: autogenerate then leaves ``edda_*`` tables alone."""
     del object, reflected, compare_to
     return not (type_ == "table" and name is not None and name.startswith("edda_"))

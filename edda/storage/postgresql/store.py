@@ -101,7 +101,9 @@ class PostgreSQLStore(CoreStore):
         """See the contract."""
         if self._engine is None:
             self._engine = create_async_engine(
-                self.url.set(drivername="postgresql+asyncpg"), connect_args=self.connect_arguments(), **self._pool
+                self.url.set(drivername="postgresql+asyncpg"),
+                connect_args=self.connect_arguments(),
+                **self._pool,
             )
         return self._engine
 
@@ -145,7 +147,9 @@ class PostgreSQLStore(CoreStore):
                 continue
             try:
                 connection.add_termination_listener(lambda *_: lost.set())
-                await connection.add_listener(HINT_CHANNEL, lambda _c, _p, _ch, payload: listener(str(payload)))
+                await connection.add_listener(
+                    HINT_CHANNEL, lambda _c, _p, _ch, payload: listener(str(payload))
+                )
                 listener("run:*")  # what came while nobody listened
                 pause = 0.2
                 await lost.wait()
@@ -213,7 +217,9 @@ class PostgreSQLHeart:
                 return await connection.run_sync(lambda c: self._store.beat_on(c, worker, app, lease_us))
         except Exception as error:
             classified = classify(error)
-            raise StorageUnavailableError(f"PostgreSQL: {error}") from error if classified is None else classified
+            raise StorageUnavailableError(f"PostgreSQL: {error}") from (
+                error if classified is None else classified
+            )
 
     async def close(self) -> None:
         """See the contract."""

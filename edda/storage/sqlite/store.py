@@ -93,8 +93,13 @@ def classify(error: BaseException) -> BaseException | None:
         if "locked" in text or "busy" in text:
             return TransientError(text)
         if any(word in text for word in ("disk", "unable to open", "readonly", "I/O")):
-            return StorageUnavailableError(f"SQLite: {text}; free space, or make the file and its directory writable")
-    if isinstance(error, sqlite3.DataError | OverflowError | sqlite3.IntegrityError | UnicodeEncodeError) or "too big" in text:
+            return StorageUnavailableError(
+                f"SQLite: {text}; free space, or make the file and its directory writable"
+            )
+    if (
+        isinstance(error, sqlite3.DataError | OverflowError | sqlite3.IntegrityError | UnicodeEncodeError)
+        or "too big" in text
+    ):
         return StorageDataError(f"SQLite refuses a value: {text}")
     return None
 

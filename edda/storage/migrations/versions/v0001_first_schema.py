@@ -206,7 +206,12 @@ def upgrade() -> None:
         if_not_exists=True,
     )
 
-    _index("edda_instances_runnable", "edda_instances", ["state", "app", sa.text("priority DESC"), "available_at"], "state = 'runnable'")
+    _index(
+        "edda_instances_runnable",
+        "edda_instances",
+        ["state", "app", sa.text("priority DESC"), "available_at"],
+        "state = 'runnable'",
+    )
     _index("edda_instances_owner", "edda_instances", ["owner"], "owner IS NOT NULL")
     _index("edda_instances_created", "edda_instances", ["created_at", "id"])
     _index("edda_waits_hash", "edda_waits", ["hash", "chain"])
