@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from edda.activity import Activity
 from edda.cloudevent import CloudEvent
 from edda.context import WorkflowContext
-from edda.inbox.triggers import event_of_input
+from edda.history.event_input import event_of_input
 from edda.received import received
 from edda.workflow import Workflow, declared
 

@@ -16,15 +16,13 @@ from edda.engine.attempt import current_attempt
 from edda.engine.run import Run, WorkflowDefinition
 from edda.errors import ConfigurationError, NotRunningError
 from edda.history.arguments import Parameters
+from edda.history.event_input import EVENT_INPUT
 
 if TYPE_CHECKING:
     from edda.handle import Handle
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: The key under which a triggered instance's input holds the event that started it.
-EVENT_INPUT = "$event"
 
 
 @dataclass(frozen=True, slots=True)
