@@ -449,6 +449,7 @@ _CLAIMED = (
     instances.c.recoveries,
     instances.c.input,
     instances.c.carried,
+    instances.c.live_key,
 )
 
 
@@ -502,6 +503,7 @@ def _claimed(row: Any, fence: int) -> ClaimedInstance:
         row.recoveries,
         row.input,
         row.carried,
+        row.live_key,
     )
 
 

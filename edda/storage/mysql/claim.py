@@ -16,7 +16,7 @@ from edda.storage.rows import ClaimedInstance, EventRow, LoadedInstance, Record,
 
 _CLAIMED = (
     "id, app, workflow, version, fence, signals, chain, chain_started_at, created_at, start_event, recoveries, "
-    "input, carried"
+    "input, carried, live_key"
 )
 
 
@@ -183,6 +183,7 @@ def _claimed(row: Row, raised: int) -> ClaimedInstance:
         recoveries=row[10],
         input=row[11],
         carried=row[12],
+        live_key=row[13],
     )
 
 
