@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from edda.context import WorkflowContext
+from edda.context import WorkflowContext, attempt_of, run_of
 from edda.engine.attempt import Attempt
 from edda.engine.commands import ActivityCall
 from edda.errors import TransactionError
@@ -21,14 +21,18 @@ R = TypeVar("R")
 
 
 class Activity(Generic[P, R]):
-    """A decorated activity. ``await it(ctx, ...)`` in a workflow records the result; in another activity it is a plain call."""
+    """A decorated activity.
+
+    ``await it(ctx, ...)`` in a workflow gives the recorded result, or runs it and records; in an activity it just runs.
+    """
 
     _is_activity = True
 
     def __init__(self, func: Callable[..., Any], retry_policy: RetryPolicy | None) -> None:
         parameters = list(inspect.signature(func).parameters.values())
         if not parameters:
-            msg = f"activity {func.__name__!r} must take the context as its first parameter: def {func.__name__}(ctx, ...)"
+            name = func.__name__
+            msg = f"activity {name!r} must take the context as its first parameter: def {name}(ctx, ...)"
             raise TypeError(msg)
         functools.update_wrapper(self, func)
         self.func = func
@@ -40,16 +44,17 @@ class Activity(Generic[P, R]):
     async def __call__(self, ctx: WorkflowContext, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the activity, or give its recorded result.
 
-        ``activity_id=`` names the call in the history (default: the function's name). Raises what the activity raised, once its
-        retry policy is spent: RetryExhaustedError with the last error as its cause, or TerminalError as it is.
+        ``activity_id=`` names the call in the history (default: the function's name). Raises what the activity raised,
+        once its retry policy is spent: RetryExhaustedError with the last error as its cause, or TerminalError as it is.
         """
         activity_id = kwargs.pop("activity_id", None)
         given: object = ctx
         if not isinstance(given, WorkflowContext):
             msg = f"activity {self.name!r}: the first argument must be the workflow's ctx, not {type(given).__name__}"
             raise TypeError(msg)
-        if ctx._attempt is not None:
-            return await self._body(ctx._attempt, ctx, args, kwargs)  # type: ignore[no-any-return]
+        attempt = attempt_of(ctx)
+        if attempt is not None:
+            return await self._body(attempt, ctx, args, kwargs)  # type: ignore[no-any-return]
 
         def invoke(attempt: Attempt) -> Awaitable[Any]:
             return self._body(attempt, WorkflowContext(attempt.run, attempt), args, kwargs)
@@ -57,7 +62,7 @@ class Activity(Generic[P, R]):
         name = self.name if activity_id is None else str(activity_id)
         call = ActivityCall(name, invoke, self.retry_policy, self._adapter)
         digest = args_hash(args, kwargs, f"arguments of activity {self.name!r}")
-        return await ctx._run.activity(call, digest)  # type: ignore[no-any-return]
+        return await run_of(ctx).activity(call, digest)  # type: ignore[no-any-return]
 
     def _body(self, attempt: Attempt, ctx: WorkflowContext, args: Any, kwargs: Any) -> Awaitable[Any]:
         if self._is_async:
@@ -97,7 +102,8 @@ def refuse_while_writing(attempt: Attempt | None, what: str) -> None:
     """On SQLite an open ``ctx.session`` holds the only writer: what must commit now would wait for itself."""
     if attempt is not None and attempt.blocks_writers:
         msg = (
-            f"{what} must commit now, but this activity's ctx.session holds SQLite's only writer: it would wait for itself. "
-            "Nothing was written by this call. Do it in another activity (or before the session's first statement)."
+            f"{what} must commit now, but this activity's ctx.session holds SQLite's only writer: it would wait for "
+            "itself. Nothing was written by this call. Do it in another activity (or before the session's first "
+            "statement)."
         )
         raise TransactionError(msg)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from uuid_utils import uuid7
 
@@ -15,6 +15,7 @@ from edda import asgi
 from edda.activity import refuse_while_writing
 from edda.cloudevent import CloudEvent
 from edda.engine.attempt import current_attempt
+from edda.engine.news import News
 from edda.engine.worker import Worker, WorkerOptions
 from edda.errors import (
     ConfigurationError,
@@ -51,7 +52,8 @@ class EddaApp:
         relays: Where outbox events go. Each is a publisher, e.g. ``HttpPublisher(url)``.
         outbox_enabled, broker_url: As in ``edda-framework 0.16``: publish every event to one HTTP broker.
         work: False makes a client: it starts, queries and delivers, and runs nothing.
-        lease_seconds: How long a dead process's instances stay its own (kill -9 to resumed is at most this and a second).
+        lease_seconds: How long a dead process's instances stay its own (kill -9 to resumed is at most this and a
+            second).
         max_runs: Instances in memory at once.
         strict_arguments: Pause an instance whose replayed call has other arguments than recorded (for tests).
 
@@ -139,6 +141,7 @@ class EddaApp:
         self._workflows: dict[str, Workflow[Any, Any]] = {}
         self._inbox: Inbox | None = None
         self._worker: Worker | None = None
+        self._news: News | None = None
         self._relays: list[Relay] = []
         self._initialized = False
         self._starting: asyncio.Lock | None = None
@@ -160,6 +163,8 @@ class EddaApp:
             self._workflows = self._collect()
             await self._connect()
             shapes = Shapes(self.store)
+            news = News(self.store, self.service_name)
+            news.on_outbox = self._kick_relays
             definitions = {workflow.name: workflow.definition for workflow in self._workflows.values()}
             worker = Worker(
                 self.store,
@@ -167,6 +172,7 @@ class EddaApp:
                 definitions if self._work else {},
                 shapes,
                 self._options,
+                news,
                 self._outbox_news,
                 self._destinations,
             )
@@ -175,7 +181,10 @@ class EddaApp:
             await self.store.declare_triggers(self._triggers())
             if self._work:
                 await worker.start()
+            if self._work or self._publishers:
+                news.start(beats=self._work)
             self._worker = worker
+            self._news = news
             for publisher in self._publishers:
                 lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
                 relay = Relay(self.store, publisher, lease_seconds=lease)
@@ -214,10 +223,12 @@ class EddaApp:
         for relay in self._relays:
             await relay.stop()
         self._relays.clear()
-        self._worker = self._inbox = None
+        if self._news is not None:
+            await self._news.stop()
+        self._worker = self._inbox = self._news = None
         await self.store.close()
 
-    async def __aenter__(self) -> EddaApp:
+    async def __aenter__(self) -> Self:
         """``async with EddaApp(...)``."""
         await self.initialize()
         return self
@@ -358,7 +369,8 @@ class EddaApp:
     ) -> NewInstance:
         self._need_running()
         if not self.has_workflow(workflow):
-            msg = f"app {self.service_name!r} does not have the workflow {workflow.name!r}; it has {sorted(self._workflows)}"
+            known = sorted(self._workflows)
+            msg = f"app {self.service_name!r} does not have the workflow {workflow.name!r}; it has {known}"
             raise ConfigurationError(msg)
         refuse_while_writing(current_attempt.get(), f"{workflow.name}.start()")
         return NewInstance(
@@ -413,10 +425,14 @@ class EddaApp:
             raise NotRunningError(msg)
 
     def _outbox_news(self) -> None:
+        """A commit of this process left rows in the outbox."""
+        self._kick_relays()
+        if not self._relays and self._news is not None:
+            self._news.outbox()
+
+    def _kick_relays(self) -> None:
         for relay in self._relays:
             relay.kick()
-        if not self._relays and self._worker is not None:
-            self._worker.hint("outbox")
 
     def _destinations(self, event_type: str) -> list[str]:
         found = [publisher.destination for publisher in self._publishers if publisher.takes(event_type)]
@@ -444,6 +460,6 @@ def _instance_id(app: str, workflow: str, options: StartOptions) -> str:
         return given
     if options.idempotency_key is not None:
         # The id follows from the key, so that the primary key itself refuses the second start.
-        digest = hashlib.sha256("\0".join((app, workflow, options.idempotency_key)).encode()).hexdigest()
+        digest = hashlib.sha256(f"{app}\0{workflow}\0{options.idempotency_key}".encode()).hexdigest()
         return f"key-{digest[:48]}"
     return str(uuid7())

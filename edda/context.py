@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from edda.errors import TransactionError
@@ -59,10 +59,15 @@ class WorkflowContext:
         """Whether ``session``, ``register_post_commit`` and transactional events are available here."""
         return self._attempt is not None
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Inside an activity: the attempt's own transaction (the activity is committed as a whole)."""
-        yield self._need_attempt("ctx.transaction()").session
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """``async with ctx.transaction():`` around activities of a workflow makes them one turn.
+
+        What they write through ``ctx.session``, their results and their events are committed together at the end. When
+        an exception leaves the block, what they wrote and published is rolled back. A crash inside leaves nothing, and
+        the block runs again. Nothing may wait inside (TransactionError). An activity is one transaction anyway: there
+        this adds nothing.
+        """
+        return self._run.transaction() if self._attempt is None else nullcontext()
 
     def register_post_commit(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call ``callback`` once this attempt is committed; not after a rollback, and not again on replay.
@@ -80,3 +85,13 @@ class WorkflowContext:
             )
             raise TransactionError(msg)
         return self._attempt
+
+
+def run_of(ctx: WorkflowContext) -> Run:
+    """The run behind a context, for Edda's own modules."""
+    return ctx._run  # noqa: SLF001, the one door, so that users' completion shows them only what is theirs
+
+
+def attempt_of(ctx: WorkflowContext) -> Attempt | None:
+    """The attempt behind an activity's context; None in a workflow."""
+    return ctx._attempt  # noqa: SLF001, as above

@@ -38,7 +38,8 @@ class Handle:
     async def result(self, timeout: float | None = None) -> Any:
         """Wait for the end: the workflow's result, or its exception raised again.
 
-        Raises TimeoutError after ``timeout`` seconds (the instance goes on), InstanceEndedError when it was given up or cancelled.
+        Raises TimeoutError after ``timeout`` seconds (the instance goes on), InstanceEndedError when it was given
+        up or cancelled.
         """
         async with asyncio.timeout(timeout):
             return outcome_of(await self.ended())

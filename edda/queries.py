@@ -67,8 +67,9 @@ class Instances:
     ) -> dict[str, Any]:
         """``{"instances": [...], "next_page_token": str | None, "has_more": bool}``, newest first.
 
-        ``workflow_name`` and ``instance_id`` are case-insensitive partial matches. ``input_filters={"a.b": value}``: equal at that path of
-        the input. Raises ConfigurationError for an unknown status, path or page token.
+        ``workflow_name`` and ``instance_id`` are case-insensitive partial matches. ``input_filters={"a.b":
+        value}``: equal at that path of the input. Raises ConfigurationError for an unknown status, path or page
+        token.
         """
         states: tuple[State, ...] = ()
         if status is not None:

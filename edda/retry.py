@@ -62,7 +62,7 @@ class RetryPolicy:
 
     def is_retryable(self, error: BaseException) -> bool:
         """Whether this error is worth another try at all."""
-        if isinstance(error, TerminalError) or isinstance(error, self.non_retryable_error_types):
+        if isinstance(error, (TerminalError, *self.non_retryable_error_types)):
             return False
         return isinstance(error, self.retryable_error_types)
 

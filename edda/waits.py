@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from edda.context import WorkflowContext
+from edda.context import WorkflowContext, attempt_of, run_of
 from edda.engine.commands import EventWait, TimerWait
 from edda.engine.run import Run
 from edda.errors import EddaError, TransactionError
@@ -42,14 +42,16 @@ async def wait_event(
     Args:
         ctx: The workflow's context.
         event_type: An exact type, or a prefix with a trailing ``.*``.
-        timeout_seconds: Give up after this long, counted from the first reach of the wait. An event accepted before the deadline wins,
-            however late the worker looks.
+        timeout_seconds: Give up after this long, counted from the first reach of the wait. An event accepted before
+            the deadline wins, however late the worker looks.
         model: Parse ``data`` into this Pydantic model.
         event_id: Names this wait in the history (default: the type).
-        match: Paths and the values they must have, such as ``{"data.order_id": order_id}``. Compared as JSON: 42 is not "42".
+        match: Paths and the values they must have, such as ``{"data.order_id": order_id}``. Compared as JSON: 42 is
+            not "42".
         lookback: How long before the run's start an event may have been accepted (within the inbox's retention).
-        since: ``"start"``: events accepted since the instance was started (with ``match``: since a minute before), so that an event that
-            comes before the wait is not lost. ``"wait"``: only events accepted after this wait was first reached.
+        since: ``"start"``: events accepted since the instance was started (with ``match``: since a minute before),
+            so that an event that comes before the wait is not lost. ``"wait"``: only events accepted after this
+            wait was first reached.
 
     Each event is received once by an instance, in the order of acceptance.
 
@@ -104,7 +106,7 @@ wait_until = sleep_until
 
 
 def _workflow_run(ctx: WorkflowContext, what: str) -> Run:
-    if ctx._attempt is not None:
+    if attempt_of(ctx) is not None:
         msg = f"{what} waits, and an activity must not: call it in the workflow {ctx.workflow_name!r} itself"
         raise TransactionError(msg)
-    return ctx._run
+    return run_of(ctx)

@@ -13,7 +13,8 @@ from pydantic_core import from_json
 
 from edda.context import WorkflowContext
 from edda.engine.attempt import current_attempt
-from edda.engine.run import Run, WorkflowDefinition
+from edda.engine.host import WorkflowDefinition
+from edda.engine.run import Run
 from edda.errors import ConfigurationError, NotRunningError
 from edda.history.arguments import Parameters
 from edda.history.event_input import EVENT_INPUT
@@ -106,8 +107,9 @@ class Workflow(Generic[P, R]):
     async def start(self, lock_timeout_seconds: int | None = None, **kwargs: Any) -> str:
         """Start an instance and run it here until it ends or parks; its id.
 
-        Returns when the workflow completes or reaches its first wait (event, timer); raises the workflow's exception when it
-        fails. ``lock_timeout_seconds`` is accepted for ``edda-framework 0.16``: leases are renewed, so that no run outlives one.
+        Returns when the workflow completes or reaches its first wait (event, timer); raises the workflow's
+        exception when it fails. ``lock_timeout_seconds`` is accepted for ``edda-framework 0.16``: leases are
+        renewed, so that no run outlives one.
         """
         del lock_timeout_seconds
         return await BoundStart(self, StartOptions()).start(**kwargs)
@@ -126,7 +128,8 @@ class Workflow(Generic[P, R]):
     ) -> BoundStart:
         """Options of one start, apart from the workflow's own arguments.
 
-        ``id``: chosen id, 1 to 128 printable ASCII characters without blanks. ``idempotency_key``: a second start with the same key
+        ``id``: chosen id, 1 to 128 printable ASCII characters without blanks. ``idempotency_key``: a second start
+            with the same key
         returns the first's id. ``priority``: higher runs first. ``delay``: not before (submit only).
         """
         return BoundStart(self, StartOptions(id, idempotency_key, priority, delay))
@@ -203,9 +206,11 @@ def workflow(
 ) -> Any:
     """Make an async function a durable workflow.
 
-    ``name``: its stored name (default: the function's; it must not change while instances live). ``on``: events of this type (or
-    ``"order.*"``) start it, their data being its arguments; with ``key="data.order_id"`` at most one run per key value lives at a time.
-    ``event_handler=True``: ``on`` its own name. ``lock_timeout_seconds`` is accepted and not needed.
+    ``name``: its stored name (default: the function's; it must not change while instances live). ``on``: events of
+    this type (or
+    ``"order.*"``) start it, their data being its arguments; with ``key="data.order_id"`` at most one run per key
+    value lives at a time. ``event_handler=True``: ``on`` its own name. ``lock_timeout_seconds`` is accepted and not
+    needed.
     """
 
     def decorate(target: Callable[..., Any]) -> Workflow[Any, Any]:

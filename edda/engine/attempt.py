@@ -1,26 +1,29 @@
 """One try of an activity's body, and the trying again.
 
-The body runs outside any transaction of ours. If it used ``ctx.session``, its history record, outbox rows and fence check
-are the last statements of that same transaction; else they go with the run's next turn. A failed attempt that is to be
-repeated is made durable as a wait row before the backoff, so that a crash neither forgets the count nor the pause.
+The body runs outside any transaction of ours. If it used ``ctx.session``, its history record, outbox rows and fence
+check are the last statements of that same transaction; else they go with the run's next turn. A failed attempt that
+is to be repeated is made durable as a wait row before the backoff, so that a crash neither forgets the count nor
+the pause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
-from edda.errors import EddaError, OwnershipLostError, StorageUnavailableError, TransactionError
+from edda.engine.session import ActivitySession, commit_with
+from edda.errors import EddaError, OwnershipLostError
 from edda.history import records as kinds
 from edda.history.codec import decode, encode, encode_exception
 from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
-from edda.storage.rows import Applied, OutboxMessage, Turn
+from edda.storage.rows import OutboxMessage, Turn
 
 if TYPE_CHECKING:
     from edda.engine.commands import Command
@@ -31,24 +34,8 @@ log = logging.getLogger("edda.engine")
 #: The attempt whose body runs now in this task or thread, if any.
 current_attempt: ContextVar[Attempt | None] = ContextVar("edda_current_attempt", default=None)
 
-#: How often a commit that the database refused for others' sake (serialisation) is tried again without counting.
+#: How often an attempt whose transaction the database refused for others' sake is run again without counting.
 _FREE_TRIES = 10
-
-
-class ActivitySession(AsyncSession):
-    """The session of one attempt: the attempt's end commits it, together with the history record."""
-
-    async def commit(self) -> None:
-        """Refused: see the message."""
-        msg = (
-            "ctx.session is committed by Edda when the activity returns, together with its history record. Nothing was "
-            "committed now; use 'await ctx.session.flush()' to see the database's answer earlier."
-        )
-        raise TransactionError(msg)
-
-    async def finish(self) -> None:
-        """The real commit."""
-        await super().commit()
 
 
 class Attempt:
@@ -60,82 +47,83 @@ class Attempt:
         self.outbox: list[OutboxMessage] = []
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
         self._session: ActivitySession | None = None
+        self._savepoint: AsyncSessionTransaction | None = None
+
+    async def begin(self) -> None:
+        """In a block that has written already, a failing attempt must not take the others' writes with it."""
+        block = self.command.block
+        if block is not None and block.in_transaction:
+            self._savepoint = await block.session.begin_nested()
 
     @property
     def session(self) -> AsyncSession:
         """The user's session; its transaction begins with its first statement."""
+        if self.command.block is not None:
+            return self.command.block.session
         if self._session is None:
             self._session = ActivitySession(self.run.host.store.engine(), expire_on_commit=False)
         return self._session
 
     @property
     def uses_session(self) -> bool:
-        """Whether this attempt's record must be written by the session's own transaction."""
+        """Whether this attempt's record must be written by a session's own transaction."""
         return self._session is not None
 
     @property
     def blocks_writers(self) -> bool:
         """Whether an engine call that commits would wait for this attempt for ever (SQLite)."""
-        return (
-            self._session is not None
-            and self._session.in_transaction()
-            and self.run.host.store.session_holds_writer
+        block = self.command.block
+        begun = (
+            block.in_transaction
+            if block is not None
+            else self._session is not None and self._session.in_transaction()
         )
+        return begun and self.run.host.store.session_holds_writer
 
     async def rollback(self) -> None:
         """Whatever the body did through the session is undone."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        elif self._savepoint is not None:
+            await self._savepoint.rollback()
+        elif self.command.block is not None and self.command.block.in_transaction:
+            await self.command.block.session.rollback()
         self.outbox.clear()
         self.after_commit.clear()
 
-    async def commit(self, payload: bytes, content_type: str | None, value: Any) -> bool:
-        """Commit the user's transaction with our record in it; False: refused for others' sake, run the body again.
+    async def succeed(self, payload: bytes, content_type: str | None, value: Any) -> None:
+        """Write the result down: in the session's own commit, in the block, or with the run's next turn.
 
-        Raises OwnershipLostError when another worker owns the instance (everything is rolled back).
+        Raises OwnershipLostError, or what the database said to the commit of the user's transaction.
         """
-        run, command, session = self.run, self.command, self._session
-        assert session is not None  # noqa: S101, uses_session
-        await session.flush()
+        run, command = self.run, self.command
+        if self._savepoint is not None:
+            await self._savepoint.commit()
+        if self._session is None:
+            if not run.closed:
+                committed = self.committed if self.after_commit else None
+                run.observe(
+                    command,
+                    kinds.ACTIVITY,
+                    payload,
+                    content_type,
+                    value,
+                    outbox=self.outbox,
+                    committed=committed,
+                )
+            return
         record = run.next_record(command, kinds.ACTIVITY, payload, content_type)
         turn = Turn(
             run.id, run.host.owner, run.fence, run.signals, records=[record], outbox=list(self.outbox)
         )
-        committed = False
-        try:
-            result = await run.host.store.apply_in_session(await session.connection(), turn)
-            if result.applied is not Applied.APPLIED:
-                raise OwnershipLostError(run.id, run.fence)
-            await session.finish()
-            committed = True
-        except OwnershipLostError:
-            raise
-        except Exception as error:  # noqa: BLE001, whatever the driver said, the database knows what became of it
-            await session.close()
-            committed = await self._resolve(record.seq, error)
-        finally:
-            run.observed_elsewhere(record, command, value, None, committed=committed)
-            await session.close()
-        if committed:
-            run.host.committed(turn)
-        return committed
-
-    async def _resolve(self, seq: int, error: Exception) -> bool:
-        """The commit's outcome is unknown: ask for the record until the database answers."""
-        store = self.run.host.store
-        while True:
-            try:
-                fence = await store.record_fence(self.run.id, seq)
-            except StorageUnavailableError:
-                await asyncio.sleep(0.2)
-                continue
-            if fence is None:
-                log.warning("session_commit_failed", extra={"instance_id": self.run.id, "error": str(error)})
-                return False
-            if fence == self.run.fence:
-                return True
-            raise OwnershipLostError(self.run.id, self.run.fence)
+        error = await commit_with(run, self._session, turn)
+        if error is not None:
+            run.skip(record)
+            raise error
+        run.observed_elsewhere(record, command, value)
+        run.host.committed(turn)
+        self.committed()
 
     def committed(self) -> None:
         """Start what was registered for after the commit; a failing callback is logged and harms nobody."""
@@ -167,20 +155,10 @@ async def run_activity(run: Run, command: Command) -> None:
         attempt = Attempt(run, command)
         token = current_attempt.set(attempt)
         try:
+            await attempt.begin()
             value = await call.invoke(attempt)
             payload, content_type = encode(value, f"result of activity {call.name!r}")
-            value = decode(payload, content_type, call.adapter)
-            if attempt.uses_session:
-                if await attempt.commit(payload, content_type, value):
-                    attempt.committed()
-                    return
-                free_tries += 1
-                if free_tries < _FREE_TRIES:
-                    continue
-                msg = (
-                    f"activity {call.name!r}: its transaction was refused {free_tries} times (serialisation)"
-                )
-                raise StorageUnavailableError(msg)
+            await attempt.succeed(payload, content_type, decode(payload, content_type, call.adapter))
         except asyncio.CancelledError:
             await attempt.rollback()
             raise
@@ -189,24 +167,18 @@ async def run_activity(run: Run, command: Command) -> None:
             run.host.loop.call_soon(run.lose)
             return
         except Exception as error:  # noqa: BLE001, user code raises anything
+            used_session = attempt.uses_session
             await attempt.rollback()
-            if await _failed(run, command, policy, error):
+            if used_session and free_tries < _FREE_TRIES and run.host.store.is_transient(error):
+                free_tries += 1
+                await asyncio.sleep(random.random() * 0.01 * 2 ** min(free_tries, 7))  # noqa: S311, jitter
                 continue
+            if not await _failed(run, command, policy, error):
+                return
+        else:
             return
         finally:
             current_attempt.reset(token)
-        if run.closed:
-            return
-        run.observe(
-            command,
-            kinds.ACTIVITY,
-            payload,
-            content_type,
-            value,
-            outbox=attempt.outbox,
-            after_commit=attempt.committed if attempt.after_commit else None,
-        )
-        return
 
 
 async def _failed(run: Run, command: Command, policy: RetryPolicy, error: Exception) -> bool:
@@ -223,6 +195,11 @@ async def _failed(run: Run, command: Command, policy: RetryPolicy, error: Except
         {"attempt": number, "first_us": command.first_us, "error": f"{type(error).__name__}: {error}"[:2_000]}
     )
     command.attempt = number + 1
+    if command.block is not None:
+        await asyncio.sleep(
+            delay
+        )  # nothing is written before the block's end, and the block holds no lock of ours
+        return not run.closed
     if delay > run.host.retry_park_after:
         run.backoff(command, delay, detail, None)
         return False

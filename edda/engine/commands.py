@@ -14,6 +14,7 @@ from edda.storage.rows import WaitKind
 
 if TYPE_CHECKING:
     from edda.engine.attempt import Attempt
+    from edda.engine.block import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Command:
     __slots__ = (
         "args_hash",
         "attempt",
+        "block",
         "call",
         "first_us",
         "future",
@@ -75,6 +77,7 @@ class Command:
         self.future = future
         self.call: ActivityCall | None = None
         self.wait: EventWait | TimerWait | None = None
+        self.block: Block | None = None  # the open transaction that this activity belongs to
         self.registered = False  # a wait row of this number is (or is being) stored
         self.attempt = 1
         self.first_us = 0  # when the first attempt began, by the database's clock

@@ -1,10 +1,13 @@
-"""The lease of a worker process: renewed from a thread, so that busy code does not lose it, but only while the event
-loop turns, so that a deadlocked process does not keep it for ever.
+"""The lease of a worker process.
+
+Renewed from a thread, so that busy code does not lose it, but only while the event loop turns, so that a deadlocked
+process does not keep it for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -54,10 +57,8 @@ class Lease:
         self._stop.set()
         inner, stopped = self._inner, self._stopped
         if inner is not None and stopped is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the thread has ended by itself
                 inner.call_soon_threadsafe(stopped.set)
-            except RuntimeError:
-                pass  # the thread has ended by itself
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 5.0)
 
     def _run(self) -> None:
@@ -82,10 +83,8 @@ class Lease:
                         self._tell(self._on_beat, beat)
                         if not beat.alive:
                             return
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), pause)
-                except TimeoutError:
-                    pass
         finally:
             await heart.close()
 

@@ -12,24 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
+from uuid_utils import uuid7
 
+from edda.cloudevent import event_of
 from edda.engine.attempt import run_activity
+from edda.engine.block import Block
 from edda.engine.commands import COMMAND_OF_WAIT, ActivityCall, Command, EventWait, TimerWait
+from edda.engine.determinism import difference, mismatch
+from edda.engine.draft import Delivery, Draft, Part, merge
+from edda.engine.host import Host, Released, WorkflowDefinition
 from edda.engine.observed import decode_event, encode_event
+from edda.engine.outcome import Outcome, outcome_of_task
 from edda.engine.runloop import RunLoop
-from edda.errors import InstanceExistsError, NonDeterminismError, OwnershipLostError, StorageDataError
+from edda.engine.waiting import event_row, timer_row
+from edda.errors import (
+    InstanceExistsError,
+    NonDeterminismError,
+    OwnershipLostError,
+    StorageDataError,
+    TransactionError,
+)
 from edda.history import records as kinds
-from edda.history.codec import decode, decode_exception, encode, encode_exception
+from edda.history.codec import decode, decode_exception, encode_exception
+from edda.history.event_input import encode_input
 from edda.storage.rows import (
+    ENDED,
     Applied,
     LoadedInstance,
+    NewInstance,
     NewWait,
     OutboxMessage,
     Record,
@@ -37,67 +52,17 @@ from edda.storage.rows import (
     State,
     Turn,
     TurnResult,
+    Unread,
     WaitKind,
     WaitRow,
 )
 
 if TYPE_CHECKING:
-    from edda.engine.journal import Journal
-    from edda.retry import RetryPolicy
-    from edda.storage.contract import Storage
-    from edda.storage.rows import NewInstance, Shape
+    from edda.storage.rows import ClaimedInstance, EventRow, Shape
 
 log = logging.getLogger("edda.engine")
 
-#: Keyed waits see events accepted this long before their chain's start (clocks of producers and us overlap).
-KEYED_GRACE_US = 60_000_000
-
-#: "From the first reach of the wait": later than any event that is accepted already.
-_REGISTRATION = 1 << 62
-
 _TIMER_PAYLOAD = b"null"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkflowDefinition:
-    """What the engine knows of a workflow: its name, and how its code begins for one run."""
-
-    name: str
-    entry: Callable[[Run], Coroutine[Any, Any, Any]]
-    version: str | None = None
-
-
-class Host(Protocol):
-    """The worker, as a run sees it."""
-
-    loop: asyncio.AbstractEventLoop
-    journal: Journal
-    store: Storage
-    owner: str
-    default_policy: RetryPolicy
-    strict_arguments: bool
-    retry_park_after: float
-    stopping: bool
-
-    def now_us(self) -> int: ...
-    def saw_now(self, now_us: int) -> None: ...
-    def known_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape | None: ...
-    async def ensure_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape: ...
-    def load_soon(self, run: Run) -> None: ...
-    def timer(self, deadline_us: int) -> None: ...
-    def committed(self, turn: Turn) -> None: ...
-    def released(self, run: Run, how: Released) -> None: ...
-    def destinations(self, event_type: str) -> list[str]: ...
-    def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """Why a run left the worker's memory. ``error`` is the workflow's exception or the reason of a refused start."""
-
-    state: State | None  # None: lost to another owner
-    error: BaseException | None = None
-    user_visible: bool = True
 
 
 class _Refused(Exception):  # noqa: N818, a control signal
@@ -119,6 +84,7 @@ class Run:
         self.created_at = 0
         self.start_event = 0
         self.recoveries = 0
+        self.live_key: bytes | None = None
         self.closed = False
         self.replaying = False
 
@@ -137,18 +103,31 @@ class Run:
         self._active: dict[int, asyncio.Task[None]] = {}
         self._preparing = 0
         self._cursors: dict[bytes, int] = {}
-        self._undelivered: dict[int, tuple[Command, Any, BaseException | None]] = {}
-        self._ready: dict[int, tuple[Command, Any, BaseException | None] | None] = {}
-        self._turn: Turn | None = None
-        self._speculative = False  # the turn being built records something that was delivered already
-        self._in_flight: Turn | None = None
-        self._in_flight_speculative = False
+        self._received_seqs: set[int] = set()
+        self._ready: dict[int, Delivery | None] = {}
+        self._draft = Draft()
+        self._in_flight: list[Part] | None = None
         self._loading = False
         self._born: asyncio.Future[None] | None = None
-        self._forced: tuple[State, BaseException] | None = None  # how the engine itself ends it
-        self._outcome: BaseException | None = None
-        self._after_commit: list[tuple[Turn, Callable[[], None]]] = []
+        self._forced: Outcome | None = None  # how the engine itself ends it
+        self._ended_with: BaseException | None = None
+        self._successor: NewInstance | None = None
+        self._block: Block | None = None
+        self._restarting = False
         self._advancing = False
+
+    @classmethod
+    def of(cls, host: Host, definition: WorkflowDefinition, instance: ClaimedInstance) -> Run:
+        """The run of a claimed instance."""
+        run = cls(host, definition, instance.id, instance.fence)
+        run.input = instance.input
+        run.chain = instance.chain
+        run.chain_started_at = instance.chain_started_at
+        run.created_at = instance.created_at
+        run.start_event = instance.start_event
+        run.recoveries = instance.recoveries
+        run.live_key = instance.live_key
+        return run
 
     # ------------------------------------------------------------------ beginning
 
@@ -156,8 +135,7 @@ class Run:
         """A start: the instance's own row goes first; the code begins when it is committed."""
         self.input = start.input
         self.chain = start.chain or start.id
-        self._open_turn().start = start
-        self.host.journal.submit(self)
+        self.write(Part(start=start))
 
     def begin_claimed(self, loaded: LoadedInstance) -> None:
         """A claim: replay the history, then go on."""
@@ -180,16 +158,20 @@ class Run:
         """Ask for an activity's result."""
         command = self._command("activity", call.name, args_hash)
         command.call = call
+        if self._block is not None and not self._block.past:
+            command.block = self._block
         return command.future
 
     def wait_event(self, wait: EventWait, name: str) -> asyncio.Future[Any]:
         """Ask for the next event that fits; the future gives a CloudEvent, or None for a timeout."""
+        self._no_block("wait_event()")
         command = self._command("wait_event", name, None)
         command.wait = wait
         return command.future
 
     def sleep(self, wait: TimerWait, name: str) -> asyncio.Future[Any]:
         """Ask for a timer."""
+        self._no_block("sleep()")
         command = self._command("sleep", name, None)
         command.wait = wait
         return command.future
@@ -204,6 +186,26 @@ class Run:
             )
         return command.future
 
+    def transaction(self) -> Block:
+        """Open a block: the activities inside are one turn."""
+        self._no_block("another 'ctx.transaction()'")
+        command = self._command("transaction", "transaction", None)
+        self._block = Block(self, command, past=command.seq in self._by_seq)
+        return self._block
+
+    def close_block(self, block: Block) -> None:
+        """It has ended: others may write again."""
+        if self._block is block:
+            self._block = None
+
+    def _no_block(self, what: str) -> None:
+        if self._block is not None:
+            msg = (
+                f"{what} inside 'ctx.transaction()' of workflow {self.definition.name!r}: it is one transaction, "
+                "and nothing may wait in it. Nothing was written; close the block first."
+            )
+            raise TransactionError(msg)
+
     def _command(self, kind: str, name: str, args_hash: bytes | None) -> Command:
         if self.closed:
             raise _Refused
@@ -217,40 +219,27 @@ class Run:
             if row is not None:
                 self._check(command, COMMAND_OF_WAIT[row.kind], row.name, None)
                 command.registered = True
-            if kind != "send_event":
+            if kind not in {"send_event", "transaction"}:
                 self._fresh.append(command)
         self._commands[command.seq] = command
         return command
 
     def _check(self, command: Command, kind: str, name: str, args_hash: bytes | None) -> None:
-        """Invariant 11: command kind and name strictly; the argument hash strictly in tests, as a warning elsewhere."""
-        if (kind, name) != (command.kind, command.name):
-            expected, got = f"{kind} {name!r}", f"{command.kind} {command.name!r}"
-        elif args_hash is not None and command.args_hash is not None and args_hash != command.args_hash:
-            if not self.host.strict_arguments:
-                log.warning(
-                    "arguments_changed_on_replay",
-                    extra={
-                        "instance_id": self.id,
-                        "workflow": self.definition.name,
-                        "seq": command.seq,
-                        "call": name,
-                    },
-                )
-                return
-            expected = got = f"{kind} {name!r}"
-            expected, got = f"{expected} with the recorded arguments", f"{got} with other arguments"
-        else:
-            return
-        raise self._mismatched(command.seq, expected, got)
+        found = difference(
+            command,
+            kind,
+            name,
+            args_hash,
+            strict=self.host.strict_arguments,
+            instance_id=self.id,
+            workflow=self.definition.name,
+        )
+        if found is not None:
+            raise self._mismatched(command.seq, *found)
 
     def _mismatched(self, seq: int, expected: str, got: str) -> NonDeterminismError:
-        error = NonDeterminismError(
-            f"instance {self.id!r} of workflow {self.definition.name!r}: command {seq} is {expected} in the history, "
-            f"but the code does {got} at {_user_line()}. Nothing was written; the instance is paused. Deploy code that "
-            "does again what the history says (or guard the change), then resume it."
-        )
-        self._forced = self._forced or (State.PAUSED, error)
+        error = mismatch(self.id, self.definition.name, seq, expected, got)
+        self._forced = self._forced or Outcome(State.PAUSED, error)
         return error
 
     # ------------------------------------------------------------------ observing results
@@ -266,24 +255,20 @@ class Run:
         *,
         speculative: bool = False,
         outbox: list[OutboxMessage] | None = None,
-        after_commit: Callable[[], None] | None = None,
+        committed: Callable[[], None] | None = None,
     ) -> None:
-        """Put a result into the turn. Delivered when the turn is committed, or at once if speculative."""
-        turn = self._open_turn()
+        """Write a result down. Delivered when that is committed, or at once if speculative."""
         record = self.next_record(command, kind, payload, content_type)
-        turn.records.append(record)
-        if outbox:
-            turn.outbox.extend(outbox)
-        if command.registered:
-            turn.drop_waits.append(command.seq)
-        if after_commit is not None:
-            self._after_commit.append((turn, after_commit))
+        delivery = Delivery(command, value, error)
+        block = self._block
+        if block is not None and (command.block is block or command.kind == "send_event"):
+            block.observe(record, outbox, committed)
+            self.deliver(record, delivery)
+            return
         if speculative:
-            self._speculative = True
-            self._ready[record.pos] = (command, value, error)
-        else:
-            self._undelivered[record.pos] = (command, value, error)
-        self.host.journal.submit(self)
+            self._ready[record.pos] = delivery
+        drop = command.seq if command.registered else None
+        self.write(Part(record, delivery, speculative, None, drop, outbox or (), None, committed))
 
     def next_record(self, command: Command, kind: str, payload: bytes, content_type: str | None) -> Record:
         """A record at the next place of the observed order."""
@@ -291,28 +276,36 @@ class Run:
         self._pos += 1
         return Record(command.seq, pos, kind, command.name, payload, content_type, command.args_hash)
 
-    def observed_elsewhere(
-        self, record: Record, command: Command, value: Any, error: BaseException | None, *, committed: bool
-    ) -> None:
-        """A record was written by the user's own transaction (or, not committed, its place stays empty)."""
-        self._ready[record.pos] = (command, value, error) if committed else None
-        if committed and command.registered:
-            self._open_turn().drop_waits.append(command.seq)
+    def observed_elsewhere(self, record: Record, command: Command, value: Any) -> None:
+        """A record was committed by the user's own transaction."""
+        if command.registered:
+            self.write(Part(drop_wait=command.seq))
+        self.deliver(record, Delivery(command, value, None))
+
+    def deliver(self, record: Record, delivery: Delivery) -> None:
+        """Hand a result to the code, in its order."""
+        self._ready[record.pos] = delivery
         self.host.loop.call_soon(self._advance)
+
+    def skip(self, record: Record) -> None:
+        """A record was not written after all; its place stays empty."""
+        self._ready[record.pos] = None
 
     def backoff(
         self, command: Command, delay: float, detail: bytes, committed: Callable[[], None] | None
     ) -> None:
         """Make a failed attempt durable: a wait row of kind retry. Without ``committed`` the run may park on it."""
         command.registered = True
-        turn = self._open_turn()
-        turn.waits.append(
-            NewWait(command.seq, WaitKind.RETRY, command.name, delay_us=int(delay * 1_000_000), detail=detail)
-        )
-        if committed is not None:
-            self._after_commit.append((turn, committed))
-        else:
+        if committed is None:
             self._active.pop(command.seq, None)
+        wait = NewWait(
+            command.seq, WaitKind.RETRY, command.name, delay_us=int(delay * 1_000_000), detail=detail
+        )
+        self.write(Part(wait=wait, committed=committed))
+
+    def write(self, part: Part) -> None:
+        """Put it into the next turn."""
+        self._draft.add(part)
         self.host.journal.submit(self)
 
     # ------------------------------------------------------------------ going on
@@ -346,8 +339,7 @@ class Run:
             entry = self._ready.pop(self._next)
             self._next += 1
             if entry is not None:
-                command, value, error = entry
-                self._complete(command, value, error)
+                self._complete(*entry)
                 return True
         if self._due:
             self._apply(self._due.pop(0))
@@ -368,7 +360,7 @@ class Run:
                 self._complete(command, None, error)
                 return
             self._complete(command, value, None)
-        elif record.kind == kinds.ACTIVITY_FAILED:
+        elif record.kind in {kinds.ACTIVITY_FAILED, kinds.PUBLISH_FAILED, kinds.BLOCK_FAILED}:
             self._complete(command, None, decode_exception(record.payload))
         elif record.kind == kinds.EVENT:
             seq, event = decode_event(record.payload)
@@ -391,6 +383,7 @@ class Run:
             future.set_exception(error)
 
     def _received(self, command: Command, seq: int) -> None:
+        self._received_seqs.add(seq)
         if isinstance(command.wait, EventWait):
             self._cursors[command.wait.hash] = max(seq, self._cursors.get(command.wait.hash, 0))
 
@@ -415,7 +408,7 @@ class Run:
         if event is not None and (row.deadline_us is None or event.accepted_at <= row.deadline_us):
             if event.seq <= self._cursors.get(wait.hash, 0):
                 # Another wait of the same shape received it in this very turn: look again behind it.
-                self._open_turn().waits.append(self._new_wait(command, row.deadline_us))
+                self.write(Part(wait=self._new_wait(command, row)))
                 return
             self._received(command, event.seq)
             payload, decoded = encode_event(event)
@@ -428,9 +421,10 @@ class Run:
     def _settle(self) -> None:
         if self._forced is not None:
             self._drop_work()
-            self._turn = None  # whatever the code did since the last commit is not to be trusted
-            self._open_turn()
+            self._draft.clear()  # whatever the code did since the last commit is not to be trusted
             self.host.journal.submit(self)
+            return
+        if self._restarting:
             return
         self._forget_cancelled()
         fresh, self._fresh = self._fresh, []
@@ -442,8 +436,7 @@ class Run:
                     self._launch(command)
             elif not command.registered:
                 self._register(command)
-        if self._turn is not None or self._release() is not Release.KEEP:
-            self._open_turn()
+        if self._draft or self._release() is not Release.KEEP:
             self.host.journal.submit(self)
 
     def _forget_cancelled(self) -> None:
@@ -453,11 +446,11 @@ class Run:
             if task is not None:
                 task.cancel()
             if command.registered:
-                self._open_turn().drop_waits.append(command.seq)
+                self.write(Part(drop_wait=command.seq))
 
     def _launch(self, command: Command) -> None:
         """Start an activity's body, but never while something the code has seen is not committed."""
-        if self._speculative or self._in_flight_speculative:
+        if self._draft.speculative or any(part.speculative for part in self._in_flight or ()):
             self._held.append(command)
             return
         if self.host.stopping:
@@ -472,7 +465,7 @@ class Run:
             task.add_done_callback(lambda done: self._prepared(command, done))
             return
         command.registered = True
-        self._open_turn().waits.append(self._new_wait(command, None))
+        self.write(Part(wait=self._new_wait(command, None)))
 
     def _prepared(self, command: Command, task: asyncio.Task[Shape]) -> None:
         self._preparing -= 1
@@ -487,53 +480,34 @@ class Run:
             self._register(command)
         self._advance()
 
-    def _new_wait(self, command: Command, deadline_us: int | None) -> NewWait:
+    def _new_wait(self, command: Command, row: WaitRow | None) -> NewWait:
         wait = command.wait
         if isinstance(wait, TimerWait):
-            return NewWait(
-                command.seq,
-                WaitKind.TIMER,
-                command.name,
-                delay_us=wait.delay_us,
-                deadline_us=wait.deadline_us,
-            )
+            return timer_row(command, wait)
         assert isinstance(wait, EventWait)  # noqa: S101, there are two
-        shape = self.host.known_shape(wait.pattern, wait.paths)
-        if wait.from_registration:
-            since = _REGISTRATION
-        elif wait.paths:
-            since = self.chain_started_at - (KEYED_GRACE_US if wait.lookback_us is None else wait.lookback_us)
-        else:
-            since = self.created_at - (wait.lookback_us or 0)
-        return NewWait(
-            command.seq,
-            WaitKind.EVENT,
-            command.name,
-            hash=wait.hash,
-            shape_id=None if shape is None else shape.id,
+        return event_row(
+            command,
+            wait,
+            self.host.known_shape(wait.pattern, wait.paths),
             cursor=self._cursors.get(wait.hash, 0),
-            since_us=since,
-            skip=self.start_event,
-            delay_us=wait.timeout_us if deadline_us is None else None,
-            deadline_us=deadline_us,
+            start_event=self.start_event,
+            created_at=self.created_at,
+            chain_started_at=self.chain_started_at,
+            replaces=row,
         )
 
     # ------------------------------------------------------------------ turns
-
-    def _open_turn(self) -> Turn:
-        if self._turn is None:
-            self._turn = Turn(self.id, self.host.owner, self.fence, self.signals)
-        return self._turn
 
     def _release(self) -> Release:
         """How the turn that is written now may end the ownership."""
         if self._loading or self._in_flight is not None:
             return Release.KEEP
+        if self._restarting:
+            return Release.YIELD
         if self._forced is not None:
             return Release.END
-        if self._root is None:
-            return Release.KEEP
-        if self._past or self._due or self._ready or self._undelivered:
+        unseen = self._past or self._due or self._ready or self._block or self._draft.holds_results
+        if self._root is None or unseen:
             return Release.KEEP  # the code has not seen all yet
         if self._root.done():
             return Release.END
@@ -545,68 +519,53 @@ class Run:
 
     def take_turn(self) -> Turn | None:
         """The journal writes now: hand over the merged turn."""
-        if self.closed:
+        if self.closed or (self._block is not None and not self._block.past):
             return None
         release = self._release()
-        if self._turn is None and release is Release.KEEP:
+        if not self._draft and release is Release.KEEP:
             return None
-        turn, self._turn = self._open_turn(), None
-        turn.signals = self.signals
-        turn.release = release
+        alone = self._draft.alone
+        parts = self._draft.take()
+        if alone or self._draft:
+            release = Release.KEEP  # the rest goes next
+        turn = Turn(self.id, self.host.owner, self.fence, self.signals, release=release)
+        merge(parts, turn)
         turn.reset_recoveries = self.recoveries > 0
         if release is Release.END:
-            self._write_outcome(turn)
-        self._in_flight = turn
-        self._in_flight_speculative, self._speculative = self._speculative, False
+            self._end(turn)
+        self._in_flight = parts
         return turn
 
-    def _write_outcome(self, turn: Turn) -> None:
-        root = self._root
-        error: BaseException | None
-        if self._forced is not None:
-            turn.end_state, error = self._forced
-        elif root is None or not root.done():
-            turn.end_state = State.FAILED
-            error = RuntimeError(
-                f"workflow {self.definition.name!r} awaits something that nothing will ever end (not an activity, wait or timer)"
-            )
-        elif root.cancelled():
-            turn.end_state, error = (
-                State.FAILED,
-                asyncio.CancelledError("the workflow was cancelled from within"),
-            )
-        else:
-            turn.end_state, error = State.FAILED, root.exception()
-            if error is None:
-                turn.end_state = State.COMPLETED
-                try:
-                    turn.output, turn.output_type = encode(
-                        root.result(), f"result of workflow {self.definition.name!r}"
-                    )
-                except ValueError as unstorable:
-                    turn.end_state, error = State.FAILED, unstorable
-        turn.error = None if error is None else encode_exception(error)
-        self._outcome = error
+    def _end(self, turn: Turn) -> None:
+        outcome = self._forced or outcome_of_task(self._root, self.definition.name)
+        turn.end_state = outcome.state
+        turn.output, turn.output_type, turn.error = outcome.encoded()
+        self._ended_with = outcome.error
+        if self.live_key is not None and outcome.state in ENDED:
+            turn.successor = self._successor
+            if turn.successor is None:
+                turn.unread = Unread(self.live_key, self.start_event, frozenset(self._received_seqs))
 
-    def flushed(self, turn: Turn, outcome: TurnResult | StorageDataError, now_us: int) -> None:
+    def flushed(self, turn: Turn, answer: TurnResult | StorageDataError, now_us: int) -> None:
         """The journal's answer."""
-        self._in_flight = None
-        self._in_flight_speculative = False
+        parts, self._in_flight = self._in_flight or [], None
         if self.closed:
             return
-        if isinstance(outcome, StorageDataError):
-            self._refused(turn, outcome)
+        if isinstance(answer, StorageDataError):
+            self._refused(turn, parts, answer)
             return
         self.host.saw_now(now_us)
-        if outcome.applied in {Applied.LOST, Applied.EXISTS}:
-            self._lost(outcome.applied)
+        if answer.applied in {Applied.LOST, Applied.EXISTS}:
+            self._lost(answer.applied)
             return
         self.recoveries = 0
-        self._committed(turn, now_us)
-        if outcome.applied is Applied.APPLIED and turn.release is not Release.KEEP:
+        self._committed(turn, parts, now_us)
+        if answer.applied is Applied.APPLIED and turn.release is not Release.KEEP:
             self._released(turn)
             return
-        if outcome.applied is Applied.KEPT or outcome.signals != self.signals:
+        if answer.unread is not None:
+            self._successor = self._next_run(answer.unread)
+        elif answer.applied is Applied.KEPT or answer.signals != self.signals:
             self.load()
         held, self._held = self._held, []
         for command in held:
@@ -614,27 +573,67 @@ class Run:
                 self._launch(command)
         self._advance()
 
-    def _committed(self, turn: Turn, now_us: int) -> None:
-        for record in turn.records:
-            delivery = self._undelivered.pop(record.pos, None)
-            if delivery is not None:
-                self._ready[record.pos] = delivery
+    def _next_run(self, event: EventRow) -> NewInstance:
+        """Start-or-signal: what came for this key and was not received starts the next run."""
+        return NewInstance(
+            id=str(uuid7()),
+            app=self.host.app,
+            workflow=self.definition.name,
+            input=encode_input(event_of(event)),
+            version=self.definition.version,
+            live_key=self.live_key,
+            start_event=event.seq,
+        )
+
+    def _committed(self, turn: Turn, parts: list[Part], now_us: int) -> None:
+        for part in parts:
+            if part.record is not None and not part.speculative:
+                self._ready[part.record.pos] = part.delivery
         for wait in turn.waits:
             deadline = now_us + wait.delay_us if wait.delay_us is not None else wait.deadline_us
             if deadline is not None:
                 self.host.timer(deadline)
         self.host.committed(turn)
-        if self._after_commit:
-            done = [callback for written, callback in self._after_commit if written is turn]
-            self._after_commit = [entry for entry in self._after_commit if entry[0] is not turn]
-            for callback in done:
-                callback()
+        for part in parts:
+            if part.committed is not None:
+                part.committed()
         if turn.start is not None:
             self.created_at = now_us
             self.chain_started_at = turn.start.chain_started_at or now_us
             if self._born is not None and not self._born.done():
                 self._born.set_result(None)
             self.host.loop.call_soon(self._begin_code)
+
+    def _refused(self, turn: Turn, parts: list[Part], error: StorageDataError) -> None:
+        """The database refuses a value of this turn: find the part, and let its command fail with that."""
+        if turn.start is not None:
+            self._close(Released(None, error))
+        elif parts and (len(parts) > 1 or turn.release is Release.END):
+            self._draft.put_back(parts)
+            self.host.journal.submit(self)
+        elif not parts:
+            # The outcome itself.
+            self._forced = Outcome(
+                turn.end_state if turn.end_state in ENDED else State.FAILED, error
+            ).failed()
+            self._advance()
+        else:
+            self._fail_alone(parts[0], error)
+
+    def _fail_alone(self, part: Part, error: StorageDataError) -> None:
+        record, failed = part.record, None
+        if record is not None and part.delivery is not None:
+            tried = isinstance(part.delivery.error, StorageDataError)
+            failed = None if tried else kinds.FAILED_OF.get(record.kind)
+        if record is None or part.delivery is None or failed is None:
+            self.doom(error)
+            return
+        replacement = Record(
+            record.seq, record.pos, failed, record.name, encode_exception(error), None, record.args_hash
+        )
+        delivery = Delivery(part.delivery.command, None, error)
+        self._draft.put_back([Part(replacement, delivery, drop_wait=part.drop_wait)])
+        self.host.journal.submit(self)
 
     def load(self) -> None:
         """News came: read the waits again."""
@@ -675,7 +674,7 @@ class Run:
         elif turn.release is Release.YIELD:
             self._close(Released(State.RUNNABLE))
         else:
-            self._close(Released(turn.end_state, self._outcome))
+            self._close(Released(turn.end_state, self._ended_with))
 
     def _lost(self, applied: Applied) -> None:
         if applied is Applied.EXISTS:
@@ -687,41 +686,17 @@ class Run:
             log.warning("ownership_lost", extra={"instance_id": self.id, "fence": self.fence})
             self._close(Released(None, OwnershipLostError(self.id, self.fence)))
 
-    def _refused(self, turn: Turn, error: StorageDataError) -> None:
-        """The database refuses a value of this turn: its activities fail with that; a second refusal ends the run."""
-        if turn.start is not None:
-            self._close(Released(None, error))
-            return
-        again = self._open_turn()
-        salvaged = False
-        for record in turn.records:
-            delivery = self._undelivered.get(record.pos)
-            if delivery is not None and record.kind == kinds.ACTIVITY:
-                payload = encode_exception(error)
-                again.records.append(
-                    Record(
-                        record.seq,
-                        record.pos,
-                        kinds.ACTIVITY_FAILED,
-                        record.name,
-                        payload,
-                        None,
-                        record.args_hash,
-                    )
-                )
-                self._undelivered[record.pos] = (delivery[0], None, error)
-                salvaged = True
-            else:
-                again.records.append(record)
-        if not salvaged:
-            self.doom(error)
-            return
-        self.host.journal.submit(self)
-
     def doom(self, reason: BaseException) -> None:
         """Give the instance up: dead-lettered with the reason, for an operator to look at."""
-        self._forced = (State.DEAD, reason)
+        self._forced = Outcome(State.DEAD, reason)
         self._advance()
+
+    def restart(self) -> None:
+        """Give it back: it is claimed and replayed again, from what is committed."""
+        self._restarting = True
+        self._drop_work()
+        self._draft.clear()
+        self.host.journal.submit(self)
 
     def wake(self) -> None:
         """The worker is stopping (or something else changed): look at what there is to do."""
@@ -747,10 +722,12 @@ class Run:
         self._active.clear()
         self._held.clear()
         self._fresh.clear()
-        self._undelivered.clear()
         self._ready.clear()
         self._due.clear()
         self._past.clear()
+        if self._block is not None:
+            self._block.drop()
+            self._block = None
 
     def _close(self, how: Released) -> None:
         self.closed = True
@@ -761,18 +738,3 @@ class Run:
             root.exception()  # read: it is told in the outcome, not by the garbage collector
         self._commands.clear()
         self.host.released(self, how)
-
-
-def _user_line() -> str:
-    """File and line of the code outside Edda (and asyncio) that is running now."""
-    frame = sys._getframe(1)  # noqa: SLF001
-    here = __name__.partition(".")[0]
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in {here, "asyncio"}:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        next_frame = frame.f_back
-        if next_frame is None:
-            break
-        frame = next_frame
-    return "its end"

@@ -13,15 +13,23 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from edda.engine.host import Released, WorkflowDefinition
 from edda.engine.journal import Journal
 from edda.engine.lease import Lease
-from edda.engine.run import Released, Run, WorkflowDefinition
+from edda.engine.news import News
+from edda.engine.run import Run
+from edda.engine.tasks import Tasks
 from edda.engine.timers import Timers
-from edda.errors import EddaError, StorageError, StorageUnavailableError
+from edda.errors import (
+    EddaError,
+    InstanceExistsError,
+    OwnershipLostError,
+    StorageError,
+    StorageUnavailableError,
+)
 from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.contract import Storage
 from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, Shape, Turn
@@ -29,14 +37,18 @@ from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, Shape, 
 log = logging.getLogger("edda.engine")
 
 _CLAIM_BATCH = 100
-_FIRST_POLL, _LONGEST_POLL = 0.05, 1.25
 
 
 class Shapes(Protocol):
     """Shapes as the inbox registers them."""
 
-    def cached(self, pattern: str, paths: tuple[str, ...]) -> Shape | None: ...
-    async def ensure(self, pattern: str, paths: tuple[str, ...]) -> Shape: ...
+    def cached(self, pattern: str, paths: tuple[str, ...]) -> Shape | None:
+        """A shape that is registered already."""
+        ...
+
+    async def ensure(self, pattern: str, paths: tuple[str, ...]) -> Shape:
+        """Register it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class TooManyRecoveriesError(EddaError):
 
 
 class Worker:
-    """Owns and runs instances of one app. ``work=False`` only starts nothing by itself: for clients."""
+    """Owns and runs instances of one app. One that is not started claims nothing: it serves clients and relays."""
 
     def __init__(
         self,
@@ -70,6 +82,7 @@ class Worker:
         definitions: Mapping[str, WorkflowDefinition],
         shapes: Shapes,
         options: WorkerOptions,
+        news: News,
         on_outbox: Callable[[], None] = lambda: None,
         destinations: Callable[[str], list[str]] = lambda _: ["default"],
     ) -> None:
@@ -91,18 +104,19 @@ class Worker:
         self.destinations = destinations
         self._starters: dict[str, asyncio.Future[Released]] = {}
         self._watchers: dict[str, list[asyncio.Future[None]]] = {}
-        self._timers = Timers(self.now_us, lambda: self._spawn(self._fire_timers()))
+        self._timers = Timers(self.now_us, lambda: self._tasks.spawn(self._fire_timers()))
         self._threads = ThreadPoolExecutor(options.max_threads, thread_name_prefix="edda-activity")
         self._lease: Lease | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
+        self._news = news
+        news.on_runnable = self.kick
+        news.on_beat = self._look
         self._wake = asyncio.Event()
         self._saturated = False
         self._to_load: dict[Run, None] = {}
-        self._hints: set[str] = set()
-        self._notifying = False
         self._now = (0, 0.0)
         self._expiry_look: asyncio.TimerHandle | None = None
-        self._active_until = 0.0
+        self._looks_for_orphans = False
         self._empty = asyncio.Event()
 
     def _new_owner(self) -> str:
@@ -115,10 +129,7 @@ class Worker:
         """Register, and begin to claim."""
         self.saw_now(await self.store.now())
         await self._take_office()
-        self._spawn(self._claim_for_ever())
-        self._spawn(self._hear())
-        if not self.store.has_hints:
-            self._spawn(self._poll_for_ever())
+        self._tasks.spawn(self._claim_for_ever())
         self.kick()
 
     async def _take_office(self) -> None:
@@ -153,9 +164,7 @@ class Worker:
             run.abandon()
         if self._lease is not None:
             await self._lease.stop()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         self._timers.close()
         if self._expiry_look is not None:
             self._expiry_look.cancel()
@@ -166,20 +175,15 @@ class Worker:
         except StorageError as error:
             log.warning("worker_not_retired", extra={"worker": self.owner, "error": str(error)})
 
-    def _spawn(self, coro: Any) -> None:
-        task = self.loop.create_task(coro)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned_ended)
-
-    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("engine_task_failed", exc_info=task.exception())
-
     # ------------------------------------------------------------------ starting
 
     async def start_inline(self, new: NewInstance, *, wait: bool) -> Released | None:
         """Insert the instance as owned and run it here. With ``wait``: until it ends, parks or is lost."""
+        if new.id in self.runs:
+            # The database would take it for the same start, sent again.
+            return Released(
+                None, InstanceExistsError(f"instance {new.id!r} runs already; nothing was started")
+            )
         run = Run(self, self._definitions[new.workflow], new.id, fence=1)
         released: asyncio.Future[Released] = self.loop.create_future()
         self._starters[new.id] = released
@@ -241,7 +245,7 @@ class Worker:
         """Read the run's waits with those of the others that ask in the same tick."""
         self._to_load[run] = None
         if len(self._to_load) == 1:
-            self.loop.call_soon(lambda: self._spawn(self._load()))
+            self.loop.call_soon(lambda: self._tasks.spawn(self._load()))
 
     async def _load(self) -> None:
         runs, self._to_load = list(self._to_load), {}
@@ -259,8 +263,8 @@ class Worker:
         """A turn is durable: pass on what it left for others."""
         if turn.outbox:
             self._on_outbox()
-        if turn.children:
-            self.woken({child.app for child in turn.children})
+        if turn.children or turn.successor is not None:
+            self.woken({self.app, *(child.app for child in turn.children)})
 
     def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:
         """For sync activities."""
@@ -277,6 +281,10 @@ class Worker:
             for watcher in self._watchers.pop(run.id, ()):
                 if not watcher.done():
                     watcher.set_result(None)
+        if isinstance(how.error, OwnershipLostError):
+            # Nearly always another worker's now. If the database says it is ours after all, it is run again from there.
+            self._looks_for_orphans = True
+            self._wake.set()
         if self._saturated:
             self._wake.set()
         if not self.runs:
@@ -286,7 +294,7 @@ class Worker:
 
     def kick(self) -> None:
         """Something became runnable, or a wait of an owned run became due: look."""
-        self._active_until = self.loop.time() + 1.0
+        self._news.active()
         self._wake.set()
 
     def woken(self, apps: set[str] | frozenset[str]) -> None:
@@ -295,52 +303,26 @@ class Worker:
             self.kick()
         others = apps - {self.app} if not self._saturated else apps
         for app in others:
-            self.hint(f"run:{app}")
-
-    def hint(self, hint: str) -> None:
-        """Tell other processes, coalesced: one statement for all hints of a tick."""
-        if not self.store.has_hints:
-            return
-        self._hints.add(hint)
-        if not self._notifying:
-            self._notifying = True
-            self._spawn(self._notify())
-
-    async def _notify(self) -> None:
-        try:
-            while self._hints:
-                hints, self._hints = sorted(self._hints), set()
-                await self.store.notify(hints)
-        except StorageError as error:
-            log.debug("hint_not_sent", extra={"error": str(error)})  # the safety net finds it
-        finally:
-            self._notifying = False
-
-    async def _hear(self) -> None:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.store.listen(self._heard))
-            await asyncio.Event().wait()
-
-    def _heard(self, hint: str) -> None:
-        if hint in {f"run:{self.app}", "run:*"}:
-            self.kick()
-        if hint in {"outbox", "run:*"}:
-            self._on_outbox()
+            self._news.runnable(app)
 
     def _on_beat(self, beat: Beat) -> None:
         if self.stopping:
             return
         if not beat.alive:
-            self._spawn(self._declared_dead())
+            self._tasks.spawn(self._declared_dead())
             return
         self._look(beat)
+        if beat.outbox:
+            self._on_outbox()
         if self._expiry_look is not None:
             self._expiry_look.cancel()
             self._expiry_look = None
         if beat.foreign_expiry_us is not None:
             # The one extra look: half a second behind the earliest lease of another worker.
             delay = max(0.0, (beat.foreign_expiry_us - beat.now_us) / 1_000_000) + 0.5
-            self._expiry_look = self.loop.call_later(delay, lambda: self._spawn(self._requeue_expired()))
+            self._expiry_look = self.loop.call_later(
+                delay, lambda: self._tasks.spawn(self._requeue_expired())
+            )
 
     def _look(self, beat: Beat) -> None:
         self.saw_now(beat.now_us)
@@ -352,8 +334,6 @@ class Worker:
                 self.loop.call_later(delay + 0.001, self._wake.set)
         if beat.runnable or any(run.has_waits for run in self.runs.values()):
             self._wake.set()
-        if beat.outbox:
-            self._on_outbox()
 
     async def _declared_dead(self) -> None:
         log.error("worker_declared_dead", extra={"worker": self.owner, "runs": len(self.runs)})
@@ -381,20 +361,6 @@ class Worker:
             if fired < 1_000:
                 return
 
-    async def _poll_for_ever(self) -> None:
-        pause = _FIRST_POLL
-        while not self.stopping:
-            await asyncio.sleep(pause)
-            try:
-                beat = await self.store.poll(self.app)
-            except StorageError as error:
-                log.debug("poll_failed", extra={"error": str(error)})
-                pause = _LONGEST_POLL
-                continue
-            self._look(beat)
-            busy = beat.runnable or beat.outbox or self.loop.time() < self._active_until
-            pause = _FIRST_POLL if busy else min(pause * 1.5, _LONGEST_POLL)
-
     # ------------------------------------------------------------------ claiming
 
     async def _claim_for_ever(self) -> None:
@@ -406,13 +372,16 @@ class Worker:
                 if run.has_waits:
                     run.load()
             try:
+                if self._looks_for_orphans:
+                    self._looks_for_orphans = False
+                    await self._adopt_orphans()
                 await self._claim_while_there_is_work()
                 pause = 0.05
             except StorageUnavailableError as error:
                 log.warning("claim_waits_for_database", extra={"error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
-                await _persist(self._adopt_orphans)
+                self._looks_for_orphans = True
                 self._wake.set()
 
     async def _claim_while_there_is_work(self) -> None:
@@ -436,13 +405,7 @@ class Worker:
                 self._begin(instance, loaded[instance.id])
 
     def _begin(self, instance: ClaimedInstance, loaded: Any) -> None:
-        run = Run(self, self._definitions[instance.workflow], instance.id, instance.fence)
-        run.input = instance.input
-        run.chain = instance.chain
-        run.chain_started_at = instance.chain_started_at
-        run.created_at = instance.created_at
-        run.start_event = instance.start_event
-        run.recoveries = instance.recoveries
+        run = Run.of(self, self._definitions[instance.workflow], instance)
         self.runs[instance.id] = run
         if instance.recoveries > self.options.max_recoveries:
             run.signals = loaded.signals
@@ -455,12 +418,21 @@ class Worker:
             self.loop.call_soon(run.begin_claimed, loaded)
 
     async def _adopt_orphans(self) -> None:
-        """A claim whose answer was lost may have been committed: what we own without knowing is run after all."""
-        orphans = [
-            instance for instance in await self.store.owned(self.owner) if instance.id not in self.runs
-        ]
-        if orphans:
-            await self._take(orphans)
+        """What the database says is ours and nobody here runs: a claim, or a commit, whose answer was lost.
+
+        Asked twice, because a run may end between the database's answer and our look at it.
+        """
+        orphans: set[str] | None = None
+        found: dict[str, ClaimedInstance] = {}
+        for _ in range(2):
+            running = set(self.runs)
+            found = {instance.id: instance for instance in await self.store.owned(self.owner)}
+            strangers = found.keys() - running - self.runs.keys()
+            orphans = strangers if orphans is None else orphans & strangers
+            if not orphans:
+                return
+        log.warning("orphans_adopted", extra={"count": len(orphans or ())})
+        await self._take([found[one] for one in sorted(orphans or ())])
 
 
 async def _persist(call: Callable[[], Awaitable[Any]]) -> Any:

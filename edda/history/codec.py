@@ -56,9 +56,9 @@ def encode_json(value: Any, what: str) -> bytes:
         return to_json(value, bytes_mode="base64", inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         msg = (
-            f"{what}: a value of type {type(value).__name__} cannot be stored ({error}). Nothing was written. Use values "
-            "that have a JSON form (dict, list, str, int, float, bool, None, Pydantic models, dataclasses, enums, "
-            "datetimes, UUIDs), or bytes."
+            f"{what}: a value of type {type(value).__name__} cannot be stored ({error}). Nothing was written. "
+            "Use values that have a JSON form (dict, list, str, int, float, bool, None, Pydantic models, dataclasses, "
+            "enums, datetimes, UUIDs), or bytes."
         )
         raise PayloadError(msg) from error
 

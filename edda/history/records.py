@@ -10,8 +10,10 @@ EVENT: Final = "event"
 EVENT_TIMEOUT: Final = "event_timeout"
 TIMER: Final = "timer"
 PUBLISH: Final = "publish"
+PUBLISH_FAILED: Final = "publish_failed"
 CHILD: Final = "child"
 BLOCK: Final = "transaction"
+BLOCK_FAILED: Final = "transaction_failed"
 
 #: Record kind -> command kind. The determinism check compares commands, so that success and failure are one.
 COMMAND_OF: Final[dict[str, str]] = {
@@ -21,6 +23,15 @@ COMMAND_OF: Final[dict[str, str]] = {
     EVENT_TIMEOUT: "wait_event",
     TIMER: "sleep",
     PUBLISH: "send_event",
+    PUBLISH_FAILED: "send_event",
     CHILD: "child",
     BLOCK: "transaction",
+    BLOCK_FAILED: "transaction",
+}
+
+#: What a record becomes when the database refuses its payload: the command fails with that error.
+FAILED_OF: Final[dict[str, str]] = {
+    ACTIVITY: ACTIVITY_FAILED,
+    ACTIVITY_FAILED: ACTIVITY_FAILED,
+    PUBLISH: PUBLISH_FAILED,
 }

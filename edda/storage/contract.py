@@ -231,6 +231,13 @@ class Storage(Protocol):
         """The fence that record (instance, seq) was written under, or None; resolves an unknown commit."""
         ...
 
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether a driver's (or our) error only says "not now": deadlock, serialisation, busy, connection lost.
+
+        The user's transaction that met it was rolled back, and may be run again as it is.
+        """
+        ...
+
     async def enqueue_in_session(
         self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
     ) -> None:

@@ -97,6 +97,10 @@ class CoreStore:
         """TransientError, StorageUnavailableError or StorageDataError for a driver's error; None: it is ours."""
         raise NotImplementedError
 
+    def is_transient(self, error: BaseException) -> bool:
+        """See the contract."""
+        return isinstance(self._classify(error) or error, TransientError | StorageUnavailableError)
+
     async def _run(self, work: Transaction[T], *, write: bool = True) -> T:
         for attempt in range(_TRIES):
             try:

@@ -1,0 +1,108 @@
+"""What a run has to write: parts, in the order in which they came up, merged into one turn per flush.
+
+A part is written as a whole or refused as a whole. When the database refuses a merged turn, its parts go again one by
+one, so that the culprit is alone and its neighbours lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from edda.engine.commands import Command
+    from edda.storage.rows import NewInstance, NewWait, OutboxMessage, Record, Turn
+
+
+class Delivery(NamedTuple):
+    """A result for the workflow's code."""
+
+    command: Command
+    value: Any
+    error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One observed result, or one wait that was reached or dropped, or the start itself."""
+
+    record: Record | None = None
+    delivery: Delivery | None = None
+    speculative: bool = (
+        False  # the code has the result already; no activity may start before this is committed
+    )
+    wait: NewWait | None = None
+    drop_wait: int | None = None
+    outbox: Sequence[OutboxMessage] = ()
+    start: NewInstance | None = None
+    committed: Callable[[], None] | None = None
+
+
+class Draft:
+    """The parts that are not handed to the journal yet."""
+
+    __slots__ = ("_alone", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[Part] = []
+        self._alone = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._parts)
+
+    @property
+    def alone(self) -> bool:
+        """Whether what ``take`` gives goes alone, without a release."""
+        return self._alone > 0
+
+    @property
+    def speculative(self) -> bool:
+        """Whether the code has seen something that is written here only."""
+        return any(part.speculative for part in self._parts)
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether there is a result that the code has not seen yet."""
+        return any(part.delivery is not None and not part.speculative for part in self._parts)
+
+    def add(self, part: Part) -> None:
+        """One more."""
+        self._parts.append(part)
+
+    def take(self) -> list[Part]:
+        """What goes with the next turn: everything, or one part while a culprit is looked for."""
+        if self._alone:
+            self._alone -= 1
+            return [self._parts.pop(0)]
+        parts, self._parts = self._parts, []
+        return parts
+
+    def put_back(self, parts: Sequence[Part]) -> None:
+        """These were refused together: each goes alone now."""
+        self._parts[:0] = parts
+        self._alone += len(parts)
+
+    def clear(self) -> None:
+        """Forget everything: it is not to be trusted."""
+        self._parts.clear()
+        self._alone = 0
+
+
+def merge(parts: Sequence[Part], turn: Turn) -> None:
+    """Add the parts to a turn. A wait that a later part replaces or drops is not written at all."""
+    waits: dict[int, NewWait] = {}
+    for part in parts:
+        if part.record is not None:
+            turn.records.append(part.record)
+        if part.wait is not None:
+            waits[part.wait.seq] = part.wait
+        if part.drop_wait is not None:
+            waits.pop(part.drop_wait, None)
+            turn.drop_waits.append(part.drop_wait)
+        if part.outbox:
+            turn.outbox.extend(part.outbox)
+        if part.start is not None:
+            turn.start = part.start
+    turn.waits.extend(waits.values())
