@@ -114,18 +114,23 @@ class Storage(Protocol):
     async def accept(self, batch: AcceptBatch) -> AcceptResult:
         """Make a batch of events durable and wake what waits for them.
 
-        Under the accept lock, exclusive: (1) routing version differs -> StaleRoutingError, nothing written;
+        Under the accept lock, exclusive:
+        (1) routing version differs -> StaleRoutingError, nothing written;
         (2) positions by compare-and-set (no row yet: inserted); events and poison of a stale position are left out;
         (3) identities inserted, never SELECT-then-INSERT; ours are those that this call inserted or that carry this
         ``batch_id`` already (repeat after unknown commit: those are reported ACCEPTED again, nothing else is done for
-        them); others are DUPLICATE or, with another data_hash, CONFLICT. Two equal digests inside one batch: the first
-        wins; (4) events get the next accept sequence numbers in batch order; accepted_at = max(now, last accepted_at);
+        them, positions of the batch that stand at their next_offset are not stale, and (7) is left out); others are
+        DUPLICATE or, with another data_hash, CONFLICT. Two equal digests inside one batch: the first wins;
+        (4) events get the next accept sequence numbers in batch order; accepted_at = max(now, last accepted_at);
         one edda_event_keys row per key; addressee: the chain of the addressed instance (unknown id: the id itself; an
-        ended instance: stored without waking, verdict UNMATCHED); (5) waits of kind event, not due, whose hash is one
-        of the keys and (addressee '' or equal to the wait's chain): their instances are locked in id order, then the
-        waits marked due, instances' signals + 1, waiting -> runnable with available_at now. At most 1,000 waits
-        here, the rest is reported in ``more_hashes``; (6) ``starts`` are inserted with start_event = the event's seq and
-        chain_started_at = now; a taken id or live_key starts nothing; (7) poison into dead letters. COMMIT.
+        ended instance: stored without waking, verdict UNMATCHED);
+        (5) waits of kind event, not due, whose hash is one of the keys and (addressee '' or equal to the wait's
+        chain): their instances are locked in id order, then the waits marked due, instances' signals + 1, waiting ->
+        runnable with available_at now. At most 1,000 waits here, the rest is reported in ``more_hashes``;
+        (6) ``starts`` are inserted with start_event = the event's seq and chain_started_at = now (unless they say
+        another); a taken id or live_key starts nothing (the event is ACCEPTED all the same: the trigger took it);
+        (7) poison into dead letters. COMMIT.
+
         EventResult.waits/starts count what this event woke (best effort beyond the first thousand).
         ``woken_apps``: apps of instances signalled (also those that are owned and running: their owner must look) or
         started. The same holds for the apps that mark_due, backfill, fire_timers return.
@@ -141,9 +146,10 @@ class Storage(Protocol):
         ...
 
     async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
-        """Insert the shape as filling (backfill_until = last accept sequence, routing version + 1) under the accept
-        lock, exclusive; an existing shape is returned as it is without the lock. No event yet accepted
-        (last_seq = 0): born ready.
+        """The shape, inserted if it is new: filling, or born ready where no event was accepted yet (last_seq = 0).
+
+        Under the accept lock, exclusive: backfill_until = last accept sequence, routing version + 1. An existing shape
+        is returned as it is without the lock.
         """
         ...
 
@@ -154,9 +160,10 @@ class Storage(Protocol):
     async def backfill(
         self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
     ) -> frozenset[str]:
-        """Insert (hash, addressee or '', seq) rows, ignoring those that exist. With ``done``: mark the shape ready
-        (routing version + 1, accept lock exclusive) and mark due every wait of the shape that has an unreceived event
-        (instances as in accept step 5). Returns apps woken.
+        """Insert (hash, addressee or '', seq) rows, ignoring those that exist. Returns apps woken.
+
+        With ``done``: mark the shape ready (routing version + 1, accept lock exclusive) and mark due every wait of the
+        shape that has an unreceived event (instances as in accept step 5).
         """
         ...
 
@@ -198,23 +205,24 @@ class Storage(Protocol):
         (0) ``start`` rows are inserted unless id or live_key is taken (born running, fence 1, owner = turn.owner,
         signals 0);
         (1) the instance rows are locked in id order and compared: fence and owner equal -> ours. Owner NULL and fence
-        equal and the turn has a release -> it was applied by an earlier try (APPLIED, nothing touched). Else LOST
-        (EXISTS if the turn has ``start``);
+        equal and the turn has a release (and no ``start``: that may be an older instance of the same id) -> it was
+        applied by an earlier try (APPLIED, nothing touched). Else LOST (EXISTS if the turn has ``start``);
         (2) a turn with records whose first record's (instance, seq) exists with the same fence was applied by an
         earlier try: nothing of its records, waits, outbox, children is written again, its release is re-evaluated;
-        with another fence: LOST;
+        with another fence: LOST. A later record that exists while the first does not: StorageDataError;
         (3) records (recorded_at = now), waits (replaced by key; due = false), drop_waits deleted, outbox rows
         (available_at = now, state pending), children (unless taken);
         (4) release: END -> applied only if signals equal turn.signals: state, output, error, ended_at, owner NULL,
         live_key NULL, its waits deleted, updated_at, then ``successor`` inserted (unless taken); else KEPT. With
-        ``unread`` (and no successor; the accept lock is taken shared, first) a later statement looks for the first event
-        key with this hash, addressed to nobody, seq > after and not among the received: if there is one, KEPT with
-        that event. END with end_state PAUSED keeps waits and live_key, sets
-        owner NULL and is unconditional. PARK -> if signals differ: KEPT. Else, in a later statement, every event wait of
-        the instance is looked at: has it (shape ready) an unreceived event, or its deadline passed -> due (and KEPT);
-        else due = false, owner NULL, state waiting. YIELD -> runnable, owner NULL, available_at now, unconditional.
-        Waits that are registered by a turn that does not park are looked at in the same way: due at once if an event is
-        there; then the result is KEPT (= load me), so that the owner needs no other look.
+        ``unread`` and no successor a later statement looks for the first event key with this hash, addressed to nobody,
+        seq > after and not among the received: if there is one, KEPT with that event. END with end_state PAUSED keeps
+        waits and live_key, sets owner NULL and is unconditional. PARK -> if signals differ: KEPT. Else, in a later statement, every wait of the
+        instance is looked at: has it (kind event, shape ready) an unreceived event, or its deadline passed -> due (and
+        KEPT); other event waits are not due any more; no wait due: owner NULL, state waiting. YIELD -> runnable, owner
+        NULL, available_at now, unconditional.
+        Event waits that are registered by a turn whose instance stays with its owner (no PARK, or KEPT by signals or
+        ``unread``) are looked at in the same way: due at once if an event is there; then the result is KEPT (= load
+        me), so that the owner needs no other look.
         ``reset_recoveries`` sets recoveries 0.
         """
         ...
@@ -265,21 +273,26 @@ class Storage(Protocol):
         ...
 
     async def retire_worker(self, worker: str) -> int:
-        """Clean shutdown: the worker's row is marked dead and its instances go back at once (runnable, fence + 1,
-        recoveries unchanged). Returns how many.
+        """Clean shutdown: the worker is dead from now on and its instances go back at once. Returns how many.
+
+        They are runnable, fence + 1, recoveries unchanged.
         """
         ...
 
     async def requeue_expired(self, limit: int = 1000) -> tuple[frozenset[str], int]:
-        """Workers with expires_at < now are declared dead first (``WHERE NOT dead AND expires_at < now``); then, in the
+        """Take back what dead workers own. Returns (apps woken, number re-queued).
+
+        Workers with expires_at < now are declared dead first (``WHERE NOT dead AND expires_at < now``); then, in the
         same transaction, up to ``limit`` instances owned by dead workers: owner NULL, runnable, fence + 1,
-        recoveries + 1. Returns (apps woken, number re-queued). Old dead rows without instances are removed.
+        recoveries + 1. Old dead rows without instances are removed.
         """
         ...
 
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
-        """Waits not due whose deadline <= now: lock their instances in id order, mark due, signals + 1,
-        waiting -> runnable. Repeatable by anyone. Returns (apps woken, number of waits fired).
+        """Mark waits due whose deadline has come. Returns (apps woken, number of waits fired).
+
+        Of waits not due with deadline <= now: lock their instances in id order, mark due, signals + 1, waiting ->
+        runnable. Repeatable by anyone.
         """
         ...
 
