@@ -7,27 +7,46 @@ the relays send it on. What came in leaves again equal.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from edda.attributes import (
+    ExtensionValue,
+    fault_of_data,
+    fault_of_extensions,
+    fault_of_optional,
+    fault_of_required,
+    is_json_type,
+    shown,
+)
 from edda.errors import PayloadError
 from edda.storage.rows import EventRow
 
-#: Types that an extension attribute can have (CloudEvents 1.0, type system).
-ExtensionValue = str | int | bool
+#: Numbers that a double cannot hold become infinite when they are read, and infinity is no JSON.
+MAY_OVERFLOW = re.compile(rb"[eE]\+?0*[1-9]\d\d|\d{309}")
 
-#: Longest type, in bytes of UTF-8: types are indexed.
-MAX_TYPE_BYTES = 255
+
+class InvalidEventError(PayloadError):
+    """These attributes (or this data) make no CloudEvent; ``reason`` says why. Nothing was stored."""
+
+    code = "EDDA221"
+
+    def __init__(self, id: object, source: object, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"event {shown(id)} from {shown(source)}: {reason}. Nothing was stored or sent.")
 
 
 @dataclass(frozen=True, slots=True)
 class CloudEvent:
     """One event. ``time`` is the raw RFC 3339 string; ``data`` is the payload's bytes or None for no data.
 
-    ``data`` of an event whose ``datacontenttype`` is JSON (or absent) is UTF-8 JSON text.
+    ``data`` of an event whose ``datacontenttype`` is JSON (or absent) is UTF-8 JSON text. An event that exists is
+    valid: making one raises InvalidEventError for what CloudEvents does not allow, and for a type too long to index.
     """
 
     id: str
@@ -42,13 +61,15 @@ class CloudEvent:
     extensions: Mapping[str, ExtensionValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what no database could index."""
-        if len(self.type.encode()) > MAX_TYPE_BYTES:
-            msg = (
-                f"event {self.id!r} from {self.source!r}: its type has {len(self.type.encode())} bytes, at most "
-                f"{MAX_TYPE_BYTES} can be indexed. Nothing was stored; send it with a shorter type."
-            )
-            raise PayloadError(msg)
+        """Refuse what is no CloudEvent."""
+        fault = (
+            fault_of_required(self.id, self.source, self.type, self.specversion)
+            or fault_of_optional(self.time, self.subject, self.dataschema, self.datacontenttype)
+            or fault_of_extensions(self.extensions, self.specversion)
+            or fault_of_data(self.data)
+        )
+        if fault is not None:
+            raise InvalidEventError(self.id, self.source, fault)
 
     def attributes_json(self) -> bytes:
         """Every attribute but type, source, id and datacontenttype, as one JSON object; absent ones are absent."""
@@ -92,8 +113,13 @@ class CloudEvent:
         return is_json_type(self.datacontenttype)
 
     def json(self) -> Any:
-        """``data`` parsed as JSON. Raises ValueError when it is not JSON."""
-        return None if self.data is None else from_json(self.data, allow_inf_nan=False)
+        """``data`` parsed as JSON. Raises ValueError when it is not JSON, or has a number that no double holds."""
+        if self.data is None:
+            return None
+        value = from_json(self.data, allow_inf_nan=False)
+        if MAY_OVERFLOW.search(self.data):
+            json.dumps(value, allow_nan=False)  # raises where one has become infinite
+        return value
 
     def digest(self) -> bytes:
         """Its identity: sha256 over the length of source, source and id."""
@@ -111,14 +137,6 @@ class CloudEvent:
             hasher.update(b"%d\0" % len(part))
             hasher.update(part)
         return hasher.digest()
-
-
-def is_json_type(content_type: str | None) -> bool:
-    """``application/json``, ``text/json`` or any ``+json`` type, whatever its case and parameters."""
-    if content_type is None:
-        return True
-    media = content_type.split(";", 1)[0].strip().lower()
-    return media in {"application/json", "text/json"} or media.endswith("+json")
 
 
 def event_of(row: EventRow) -> CloudEvent:

@@ -1,6 +1,7 @@
-"""CloudEvents 1.0 over HTTP, sending side: binary, structured, batch. What came in leaves again equal.
+"""CloudEvents over HTTP, sending side: binary, structured, batch. What came in leaves again equal.
 
-Source: CloudEvents HTTP protocol binding 1.0.2 (header values: percent-encoding of everything outside U+0021..U+007E, of '"' and of '%').
+Source: CloudEvents HTTP protocol binding 1.0.2 (header values: percent-encoding of everything outside U+0021..U+007E,
+of '"' and of '%'), JSON event format 1.0.2 and 0.3.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from edda.cloudevent import CloudEvent, ExtensionValue
+from edda.attributes import ExtensionValue
+from edda.cloudevent import CloudEvent
+from edda.wire.json_text import is_strict
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -31,12 +34,12 @@ def to_binary(event: CloudEvent) -> tuple[Headers, bytes]:
 
 def to_structured(event: CloudEvent) -> tuple[Headers, bytes]:
     """The whole event as JSON."""
-    return {"content-type": STRUCTURED}, to_json(json_form(event))
+    return {"content-type": STRUCTURED}, json_form(event)
 
 
 def to_batch(events: Sequence[CloudEvent]) -> tuple[Headers, bytes]:
     """Several events as one JSON array. Only for receivers that asked for it."""
-    return {"content-type": BATCH}, to_json([json_form(event) for event in events])
+    return {"content-type": BATCH}, b"[" + b",".join(map(json_form, events)) + b"]"
 
 
 def attributes_of(event: CloudEvent) -> dict[str, ExtensionValue]:
@@ -54,22 +57,19 @@ def attributes_of(event: CloudEvent) -> dict[str, ExtensionValue]:
     return attributes
 
 
-def json_form(event: CloudEvent) -> dict[str, Any]:
-    """The event in the JSON event format."""
+def json_form(event: CloudEvent) -> bytes:
+    """The event in the JSON event format. JSON data stands in it as it was written; all else goes as base64."""
     form: dict[str, Any] = dict(attributes_of(event))
     if event.datacontenttype is not None:
         form["datacontenttype"] = event.datacontenttype
     if event.data is None:
-        return form
-    if event.is_json:
-        try:
-            form["data"] = from_json(event.data, allow_inf_nan=False)
-        except ValueError:
-            pass
-        else:
-            return form
-    form["data_base64"] = base64.b64encode(event.data).decode()
-    return form
+        return to_json(form)
+    if event.is_json and is_strict(event.data):
+        return to_json(form)[:-1] + b',"data":' + event.data + b"}"
+    encoded = base64.b64encode(event.data).decode()
+    if event.specversion == "0.3":
+        return to_json({**form, "datacontentencoding": "base64", "data": encoded})
+    return to_json({**form, "data_base64": encoded})
 
 
 def encode_value(value: ExtensionValue) -> str:
