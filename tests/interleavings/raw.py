@@ -11,9 +11,17 @@ from sqlalchemy.pool import NullPool
 
 from tests.support.databases import Database
 
-_PG_WAITING = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
+_WAITING = {
+    "postgresql": (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ),
+    "mysql": (
+        "SELECT COUNT(DISTINCT w.requesting_thread_id) FROM performance_schema.data_lock_waits w "
+        "JOIN performance_schema.threads t ON t.thread_id = w.requesting_thread_id "
+        "WHERE t.processlist_db = DATABASE()"
+    ),
+}
 _PG_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 _PG_OTHERS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -58,9 +66,9 @@ class Raw:
 
     async def lock_waits(self) -> int:
         """How many connections to this database wait for a lock now. SQLite does not tell."""
-        if self.kind == "postgresql":
-            return int(await self.scalar(_PG_WAITING))
-        # Not information_schema.innodb_trx: it shows a copy that is not renewed while somebody keeps asking.
+        if self.kind in _WAITING:
+            return int(await self.scalar(_WAITING[self.kind]))
+        # MariaDB. Not information_schema.innodb_trx: it shows a copy that is not renewed while somebody keeps asking.
         async with self.transaction() as connection:
             status = (
                 (await connection.exec_driver_sql("SHOW ENGINE INNODB STATUS")).mappings().one()["Status"]
