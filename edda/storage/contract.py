@@ -216,10 +216,11 @@ class Storage(Protocol):
         live_key NULL, its waits deleted, updated_at, then ``successor`` inserted (unless taken); else KEPT. With
         ``unread`` and no successor a later statement looks for the first event key with this hash, addressed to nobody,
         seq > after and not among the received: if there is one, KEPT with that event. END with end_state PAUSED keeps
-        waits and live_key, sets owner NULL and is unconditional. PARK -> if signals differ: KEPT. Else, in a later statement, every wait of the
-        instance is looked at: has it (kind event, shape ready) an unreceived event, or its deadline passed -> due (and
-        KEPT); other event waits are not due any more; no wait due: owner NULL, state waiting. YIELD -> runnable, owner
-        NULL, available_at now, unconditional.
+        waits and live_key, sets owner NULL and is unconditional.
+        PARK -> if signals differ: KEPT. Else, in a later statement, every wait of the instance is looked at: has it
+        (kind event, shape ready) an unreceived event, or its deadline passed -> due (and KEPT); other event waits are
+        not due any more. No wait due: owner NULL, state waiting. YIELD -> runnable, owner NULL, available_at now,
+        unconditional.
         Event waits that are registered by a turn whose instance stays with its owner (no PARK, or KEPT by signals or
         ``unread``) are looked at in the same way: due at once if an event is there; then the result is KEPT (= load
         me), so that the owner needs no other look.
