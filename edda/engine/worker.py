@@ -281,8 +281,9 @@ class Worker:
             for watcher in self._watchers.pop(run.id, ()):
                 if not watcher.done():
                     watcher.set_result(None)
-        if isinstance(how.error, OwnershipLostError):
-            # Nearly always another worker's now. If the database says it is ours after all, it is run again from there.
+        if isinstance(how.error, OwnershipLostError | InstanceExistsError):
+            # Nearly always another worker's now. If the database says it is ours after all, it is run again from there
+            # (a start that is refused: the instance may have been claimed here meanwhile, and passed over as running).
             self._looks_for_orphans = True
             self._wake.set()
         if self._saturated:
