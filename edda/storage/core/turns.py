@@ -66,7 +66,7 @@ def instance_values(new: NewInstance, now: int, start_event: int = 0) -> dict[st
         "priority": new.priority,
         "available_at": now + new.delay_us,
         "recoveries": 0,
-        "start_event": start_event,
+        "start_event": start_event or new.start_event,
         "parent": new.parent,
         "parent_seq": new.parent_seq,
         "created_at": now,

@@ -1,33 +1,53 @@
-"""The SQLite store: every transaction is one call on the writer's thread, BEGIN IMMEDIATE to COMMIT.
+"""``SQLiteStore``: which transaction runs on which thread, and what happens when one fails.
 
-SQLite has one writer per file, so one connection writes; a second one reads. Waiting for another process's lock happens in those
-threads, never in the event loop.
+Three threads, each with a connection: one writes, one reads for the engine, one reads for people, whose queries may
+take long. Users' sessions have connections of their own, and so has each heart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from edda.errors import StorageDataError, StorageUnavailableError
+from edda.errors import ConfigurationError, StorageUnavailableError
 from edda.storage.core.store import CoreStore, Transaction, TransientError
 from edda.storage.core.traits import SQLiteTraits
-from edda.storage.rows import Beat
+from edda.storage.rows import (
+    AcceptBatch,
+    AcceptResult,
+    Beat,
+    ClaimedInstance,
+    FlushResult,
+    LoadedInstance,
+    Turn,
+)
+from edda.storage.sqlite import accept, claim, flush, heart, signal
+from edda.storage.sqlite.connection import SETTINGS, ConnectionThread, file_of
+from edda.storage.sqlite.errors import Meaning, cannot_open, driver_error, meaning, translate
+from edda.storage.sqlite.write_lock import BUSY_TIMEOUT, WriteLock
+
+log = logging.getLogger("edda.storage")
 
 T = TypeVar("T")
 
-#: Seconds to wait for another process's transaction before the whole transaction is tried again.
-BUSY_TIMEOUT = 10.0
+#: UPDATE ... FROM came with 3.33.
+_OLDEST = (3, 33, 0)
+
+#: What ``PRAGMA synchronous`` answers for FULL; EXTRA is more.
+_FULL = 2
 
 
 class SQLiteStore(CoreStore):
-    """One file."""
+    """One file, on this machine."""
 
     dialect = "sqlite"
     session_holds_writer = True
@@ -35,146 +55,168 @@ class SQLiteStore(CoreStore):
     def __init__(self, url: sa.URL, *, temporary: Path | None = None) -> None:
         super().__init__(url, SQLiteTraits())
         self._temporary = temporary
-        self._engine: AsyncEngine | None = None
-        self._writer: _Thread | None = None
-        self._reader: _Thread | None = None
+        self._lock = WriteLock()
+        self._users: AsyncEngine | None = None
+        self._make_threads()
+
+    def _make_threads(self) -> None:
+        self._writer = ConnectionThread(self.url, "edda-sqlite-writer", self._lock)
+        self._reader = ConnectionThread(self.url, "edda-sqlite-reader")
+        self._cold_reader = ConnectionThread(self.url, "edda-sqlite-cold-reader")
+        self._closed = False
+
+    # ---------------------------------------------------------------- life
 
     async def open(self, lease_us: int = 30_000_000) -> None:
-        """See the contract."""
+        """See the contract; raises ConfigurationError for a file that cannot be there or cannot be written to."""
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise ConfigurationError(
+                f"SQLite {sqlite3.sqlite_version} is too old: Edda needs {'.'.join(map(str, _OLDEST))} or newer. Use a "
+                "Python that is built with a newer one."
+            )
         self.lease_us = lease_us
-        if self._writer is None:
-            self._writer = _Thread(self.url, "edda-sqlite-writer", immediate=True)
-            self._reader = _Thread(self.url, "edda-sqlite-reader", immediate=False)
-        await self.ping()
+        if self._closed:
+            self._make_threads()
+        try:
+            await self._again(lambda: self._writer.run(_check_durability))
+        except StorageUnavailableError as error:
+            if isinstance(error.__cause__, sqlite3.Error):
+                raise cannot_open(file_of(self.url), error.__cause__) from error.__cause__
+            raise
 
     async def close(self) -> None:
-        """See the contract."""
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
+        if self._closed:
+            return
+        self._closed = True
+        if self._users is not None:
+            engine, self._users = self._users, None
             await engine.dispose()
-        for thread in (self._writer, self._reader):
-            if thread is not None:
-                await thread.close()
-        self._writer = self._reader = None
+        for thread in (self._writer, self._reader, self._cold_reader):
+            await thread.close()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         if self._temporary is not None:
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self._temporary}{suffix}").unlink(missing_ok=True)
 
-    def engine(self) -> AsyncEngine:
-        """See the contract."""
-        if self._engine is None:
-            self._engine = create_async_engine(self.url.set(drivername="sqlite+aiosqlite"))
-            sa.event.listen(self._engine.sync_engine, "connect", _configure)
-            sa.event.listen(self._engine.sync_engine, "begin", _begin_immediate)
-        return self._engine
+    async def ping(self) -> None:
+        await self._read(lambda c: c.execute("SELECT 1").fetchall())
 
-    async def _once(self, work: Transaction[T], *, write: bool) -> T:
-        thread = self._writer if write else self._reader
-        if thread is None:
-            msg = "the SQLite store is not open"
-            raise StorageUnavailableError(msg)
-        self.statements += 1
-        return await thread.run(work)
+    async def now(self) -> int:
+        return self._time()
+
+    def engine(self) -> AsyncEngine:
+        if self._users is None:
+            self._users = create_async_engine(self.url.set(drivername="sqlite+aiosqlite"))
+            sa.event.listen(self._users.sync_engine, "connect", _configure)
+            sa.event.listen(self._users.sync_engine, "begin", self._begin_session)
+        return self._users
+
+    def _begin_session(self, connection: sa.Connection) -> None:
+        with self._lock.waiting():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    # ---------------------------------------------------------------- hot transactions
+
+    async def accept(self, batch: AcceptBatch) -> AcceptResult:
+        return await self._write(lambda c, now: accept.accept(c, now, batch))
+
+    async def mark_due(self, hashes: Sequence[bytes], limit: int = 1000) -> tuple[frozenset[str], bool]:
+        return await self._write(lambda c, now: signal.mark_due(c, now, hashes, limit))
+
+    async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
+        return await self._write(lambda c, now: signal.fire_timers(c, now, limit))
+
+    async def claim(
+        self, app: str, workflows: Sequence[str], worker: str, limit: int
+    ) -> list[ClaimedInstance]:
+        if not workflows or limit <= 0:
+            return []
+        return await self._write(lambda c, now: claim.claim(c, now, app, workflows, worker, limit))
+
+    async def owned(self, worker: str) -> list[ClaimedInstance]:
+        return await self._read(lambda c: claim.owned(c, worker))
+
+    async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
+        return await self._read(lambda c: claim.load(c, instance_ids, history=history))
+
+    async def flush(self, turns: Sequence[Turn]) -> FlushResult:
+        self.flushes += 1
+        try:
+            return await self._write(lambda c, now: flush.flush(c, now, turns, careful=False))
+        except flush.RepeatedFlushError:
+            return await self._write(lambda c, now: flush.flush(c, now, turns, careful=True))
+
+    async def poll(self, app: str) -> Beat:
+        return await self._read(lambda c: heart.look(c, self._time(), "", app, alive=True))
+
+    def heart(self) -> heart.SQLiteHeart:
+        return heart.SQLiteHeart(self.url, self._lock, lambda: self.clock_offset_us, self._count)
+
+    # ---------------------------------------------------------------- how a transaction runs
+
+    async def _write(self, work: Callable[[sqlite3.Connection, int], T]) -> T:
+        # The time is taken under the lock: behind it nobody else commits at an earlier one.
+        return await self._again(lambda: self._writer.run(lambda c: work(c, self._time())))
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._again(lambda: self._reader.run(work))
+
+    async def _run(self, work: Transaction[T], *, write: bool = True) -> T:
+        thread = self._writer if write else self._cold_reader
+        return await self._again(lambda: thread.run_cold(work))
+
+    async def _again(self, once: Callable[[], Awaitable[T]]) -> T:
+        """Run one transaction, again if somebody else was in its way."""
+        give_up = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            if self._closed:
+                raise StorageUnavailableError(
+                    "the SQLite store is closed; nothing was written. Call open() first."
+                )
+            self._count()
+            try:
+                return await once()
+            except Exception as error:
+                if meaning(error) is not Meaning.AGAIN or time.monotonic() > give_up:
+                    translated = translate(error)
+                    if translated is error:
+                        raise
+                    raise translated from driver_error(error)
+                log.debug("transaction_again", extra={"error": str(error)})
+            await asyncio.sleep(random.random() * 0.01)  # noqa: S311, jitter
 
     def _classify(self, error: BaseException) -> BaseException | None:
-        return classify(error)
+        if meaning(error) is Meaning.AGAIN:
+            return TransientError(str(driver_error(error)))
+        translated = translate(error)
+        return None if translated is error else translated
 
-    def heart(self) -> SQLiteHeart:
-        """See the contract."""
-        return SQLiteHeart(self)
+    def _time(self) -> int:
+        return heart.now_us() + self.clock_offset_us
 
-
-def classify(error: BaseException) -> BaseException | None:
-    """What a driver's error means."""
-    if isinstance(error, sa.exc.DBAPIError):
-        error = error.orig or error
-    text = str(error)
-    if isinstance(error, sqlite3.OperationalError):
-        if "locked" in text or "busy" in text:
-            return TransientError(text)
-        if any(word in text for word in ("disk", "unable to open", "readonly", "I/O")):
-            return StorageUnavailableError(
-                f"SQLite: {text}; free space, or make the file and its directory writable"
-            )
-    if (
-        isinstance(error, sqlite3.DataError | OverflowError | sqlite3.IntegrityError | UnicodeEncodeError)
-        or "too big" in text
-    ):
-        return StorageDataError(f"SQLite refuses a value: {text}")
-    return None
+    def _count(self) -> None:
+        self.statements += 1
 
 
-class _Thread:
-    """A connection with a thread of its own."""
-
-    def __init__(self, url: sa.URL, name: str, *, immediate: bool) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._engine = make_engine(url, immediate=immediate)
-        self._connection: sa.Connection | None = None
-
-    async def run(self, work: Transaction[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transaction, work)
-
-    def _transaction(self, work: Transaction[T]) -> T:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        with self._connection.begin():
-            return work(self._connection)
-
-    async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._dispose)
-        self._executor.shutdown(wait=True)
-
-    def _dispose(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._engine.dispose()
-
-
-class SQLiteHeart:
-    """The lease thread's own connection. Its statements block only that thread."""
-
-    def __init__(self, store: SQLiteStore) -> None:
-        self._store = store
-        self._engine = make_engine(store.url, immediate=True)
-
-    async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
-        """See the contract."""
-        try:
-            with self._engine.begin() as connection:
-                return self._store.beat_on(connection, worker, app, lease_us)
-        except sa.exc.DBAPIError as error:
-            raise StorageUnavailableError(f"SQLite: {error.orig}") from error
-        finally:
-            self._store.statements += 1
-
-    async def close(self) -> None:
-        """See the contract."""
-        self._engine.dispose()
-
-
-def make_engine(url: sa.URL, *, immediate: bool) -> sa.Engine:
-    """A sync engine whose connections are configured; writers begin at once, so that nothing is upgraded later."""
-    engine = sa.create_engine(
-        url.set(drivername="sqlite"), poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False}
-    )
-    sa.event.listen(engine, "connect", _configure)
-    sa.event.listen(engine, "begin", _begin_immediate if immediate else _begin)
-    return engine
+def _check_durability(c: sqlite3.Connection) -> None:
+    """Whether SQLite took the settings; it refuses some without an error."""
+    ((journal,),) = c.execute("PRAGMA journal_mode")
+    ((synchronous,),) = c.execute("PRAGMA synchronous")
+    if journal != "wal":
+        log.warning(
+            "journal_mode is %s, WAL was refused: readers and the writer stop each other. Put the file on a local "
+            "file system",
+            journal,
+        )
+    if synchronous < _FULL:
+        log.warning("synchronous is %s, not FULL: a power failure loses acknowledged commits", synchronous)
 
 
 def _configure(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
+    for setting in SETTINGS:
+        cursor.execute(f"PRAGMA {setting}")
     cursor.close()
-
-
-def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
