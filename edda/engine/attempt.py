@@ -85,6 +85,8 @@ class Attempt:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        elif self.run.closed:
+            pass  # the block is being dropped as a whole
         elif self._savepoint is not None:
             await self._savepoint.rollback()
         elif self.command.block is not None and self.command.block.in_transaction:

@@ -19,7 +19,7 @@ from edda.history.codec import encode_exception
 from edda.storage.rows import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import TracebackType
 
     from edda.engine.commands import Command
@@ -61,10 +61,16 @@ class Block:
         if committed is not None:
             self._committed.append(committed)
 
-    def drop(self) -> None:
-        """The run leaves memory: as a crash would."""
+    def drop(self, bodies: Collection[asyncio.Task[None]]) -> None:
+        """The run leaves memory: as a crash would. ``bodies``: activities that are being cancelled."""
         if self._session is not None and self._ending is None:
-            self._ending = self._run.host.loop.create_task(self._session.close())
+            self._ending = self._run.host.loop.create_task(self._close_behind(self._session, bodies))
+
+    @staticmethod
+    async def _close_behind(session: ActivitySession, bodies: Collection[asyncio.Task[None]]) -> None:
+        if bodies:
+            await asyncio.wait(bodies)
+        await session.close()
 
     # ------------------------------------------------------------------ the context manager
 

@@ -717,7 +717,8 @@ class Run:
         self._lost(Applied.LOST)
 
     def _drop_work(self) -> None:
-        for task in self._active.values():
+        bodies = list(self._active.values())
+        for task in bodies:
             task.cancel()
         self._active.clear()
         self._held.clear()
@@ -726,7 +727,7 @@ class Run:
         self._due.clear()
         self._past.clear()
         if self._block is not None:
-            self._block.drop()
+            self._block.drop(bodies)
             self._block = None
 
     def _close(self, how: Released) -> None:

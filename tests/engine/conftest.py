@@ -16,7 +16,7 @@ MakeApp = Callable[..., Awaitable[EddaApp]]
 
 @pytest.fixture
 async def make_app(database: Database) -> AsyncIterator[MakeApp]:
-    """``await make_app(workflow, ..., **settings)``: an initialised app; all are shut down at the end."""
+    """Makes an initialised app of workflows and settings; all are shut down at the end."""
     apps: list[EddaApp] = []
 
     async def make(*workflows: Workflow[Any, Any], name: str = "engine", **settings: Any) -> EddaApp:

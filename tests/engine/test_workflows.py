@@ -117,7 +117,7 @@ async def test_wrong_arguments_are_refused_before_anything_is_stored(make_app: M
         """Takes a number."""
 
     app = await make_app(picky)
-    with pytest.raises(TypeError, match="picky.*number"):
+    with pytest.raises(TypeError, match=r"picky.*number"):
         await picky.start(nummer=1)
     with pytest.raises(errors.PayloadError, match="arguments of workflow 'picky'"):
         await picky.start(number=object())

@@ -19,6 +19,9 @@ _CLAIMED = (
     "input, carried, live_key"
 )
 
+#: What ``event_row`` reads.
+EVENT = "seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at"
+
 
 def claim_candidates(app: str, workflows: Sequence[str], limit: int) -> Statement:
     """Lock the next runnable instances, in the order of the index; rows that others have locked are left out."""
@@ -151,12 +154,11 @@ async def _first_events(
     seqs = sorted(set(found.values()))
     (answer,) = await link.run(
         Statement(
-            "SELECT seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at "
-            f"FROM edda_events WHERE seq IN {marks(len(seqs))}",
+            f"SELECT {EVENT} FROM edda_events WHERE seq IN {marks(len(seqs))}",
             seqs,
         )
     )
-    events = {row[0]: _event(row) for row in answer.rows}
+    events = {row[0]: event_row(row) for row in answer.rows}
     chosen: dict[tuple[bytes, int], EventRow] = {}
     for wait, some in wanted.items():
         candidates = {found[look_up] for look_up in some if look_up in found} - {skipped[wait]}
@@ -197,7 +199,8 @@ def _wait(row: Row, event: EventRow | None) -> WaitRow:
     return WaitRow(seq, WaitKind(kind.decode()), name, key, cursor, deadline, bool(due), detail, event)
 
 
-def _event(row: Row) -> EventRow:
+def event_row(row: Row) -> EventRow:
+    """An event, from ``EVENT`` columns."""
     return EventRow(
         seq=row[0],
         type=row[1].decode(),
