@@ -46,7 +46,10 @@ _INT32 = range(-(2**31), 2**31)
 
 def shown(value: object) -> str:
     """A value in a message: quoted, escaped, and cut where it is long."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list that holds itself
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 

@@ -1,4 +1,6 @@
-"""The accept transaction's driver: deliveries gather while one is in flight, are bound to the routing table, accepted, and answered
+"""The accept transaction's driver.
+
+Deliveries gather while one transaction is in flight, are bound to the routing table, accepted together, and answered
 after the commit.
 """
 
@@ -7,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from edda.cloudevent import CloudEvent
-from edda.errors import EddaError, StaleRoutingError, StorageDataError, StorageUnavailableError
-from edda.inbox.shapes import event_hash, parsed_data, patterns_of
-from edda.inbox.triggers import starts_of
+from edda.errors import (
+    EddaError,
+    PayloadError,
+    StaleRoutingError,
+    StorageDataError,
+    StorageError,
+    StorageUnavailableError,
+)
+from edda.inbox.binding import Table
 from edda.storage.contract import Storage
 from edda.storage.rows import (
     AcceptBatch,
@@ -22,20 +31,21 @@ from edda.storage.rows import (
     NewDeadLetter,
     NewEvent,
     PositionAdvance,
-    Routing,
-    Shape,
-    Trigger,
     Verdict,
 )
 
 log = logging.getLogger("edda.inbox")
 
+#: Most events, and about most bytes, of one transaction.
 MAX_EVENTS = 500
 MAX_BYTES = 4 * 1024 * 1024
 
 #: Events (and bytes) that may wait for their transaction; beyond that deliveries are refused, not piled up.
 MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+#: What an event takes beside its data, roughly.
+_OVERHEAD = 512
 
 
 class OverloadedError(EddaError):
@@ -46,58 +56,35 @@ class OverloadedError(EddaError):
 
 @dataclass(frozen=True, slots=True)
 class Positioned:
-    """An event from a source with positions: ``position`` is its place in the batch's list of advances."""
+    """An event of a source with positions.
+
+    ``position`` is its place in the batch's list of advances. ``dead_letter`` makes, from a reason, what is kept of it
+    if it is refused: its position goes on, so that it must not be lost.
+    """
 
     event: CloudEvent
     position: int | None = None
+    dead_letter: Callable[[str], NewDeadLetter] | None = None
 
 
-class _Table:
-    """The routing table, by pattern."""
-
-    def __init__(self, routing: Routing) -> None:
-        self.version = routing.version
-        self._shapes: dict[str, list[Shape]] = {}
-        self._triggers: dict[str, list[Trigger]] = {}
-        for shape in routing.shapes:
-            self._shapes.setdefault(shape.pattern, []).append(shape)
-        for trigger in routing.triggers:
-            self._triggers.setdefault(trigger.pattern, []).append(trigger)
-
-    def bind(self, item: Positioned) -> NewEvent:
-        """All that the table says about an event. Pure."""
-        event = item.event
-        patterns = patterns_of(event.type)
-        shapes = [shape for pattern in patterns for shape in self._shapes.get(pattern, ())]
-        triggers = [trigger for pattern in patterns for trigger in self._triggers.get(pattern, ())]
-        data = parsed_data(event) if shapes or triggers else None
-        hashes = (event_hash(shape, event, data) for shape in shapes)
-        addressee = event.extensions.get("eddainstanceid")
-        return NewEvent(
-            digest=event.digest(),
-            data_hash=event.data_hash(),
-            type=event.type,
-            source=event.source,
-            event_id=event.id,
-            attributes=event.attributes_json(),
-            data=event.data,
-            content_type=event.datacontenttype,
-            addressee=None if addressee is None else str(addressee)[:128],
-            keys=tuple(found for found in hashes if found is not None),
-            starts=starts_of(event, data, triggers),
-            position=item.position,
-        )
+Accepted = tuple[list[EventResult], dict[int, int]]
 
 
 @dataclass(slots=True)
 class _Waiting:
+    """A delivery, or at most ``MAX_EVENTS`` of one."""
+
     items: list[Positioned]
     size: int
+    since: float
     answer: asyncio.Future[list[EventResult]]
 
 
 class Inbox:
-    """The way in. One accept transaction is in flight at a time; what arrives meanwhile shares the next."""
+    """The way in. One accept transaction is in flight at a time; what arrives meanwhile shares the next.
+
+    ``patience``: seconds that a delivery waits for the database, all tries together.
+    """
 
     def __init__(
         self,
@@ -109,86 +96,111 @@ class Inbox:
         self._store = store
         self._on_woken = on_woken
         self._patience = patience
-        self._table: _Table | None = None
-        self._queue: list[_Waiting] = []
+        self._table: Table | None = None
+        self._queue: deque[_Waiting] = deque()
         self._waiting = 0
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._marking: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
     async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
         """Accept events; what became of each, in order, after the commit.
 
-        A cancelled caller's events are accepted all the same. Raises OverloadedError (nothing stored) and StorageUnavailableError (the
-        database did not answer within ``patience`` seconds: the outcome is unknown, send again).
+        A cancelled caller's events are accepted all the same. More than ``MAX_EVENTS`` take several transactions.
+        Raises OverloadedError (nothing stored) and StorageUnavailableError (the database did not answer within
+        ``patience`` seconds: the outcome is unknown, send again; what is stored already is then a duplicate).
         """
         if not events:
             return []
-        size = sum(len(event.data or b"") + 512 for event in events)
-        if self._waiting + len(events) > MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
-            if self._waiting:
-                msg = f"{self._waiting} events wait for the database already; nothing of this delivery was stored, send it later"
-                raise OverloadedError(msg)
-        answer: asyncio.Future[list[EventResult]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting([Positioned(event) for event in events], size, answer))
-        self._waiting += len(events)
-        self._waiting_bytes += size
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work())
-        return await asyncio.shield(answer)
+        sizes = [_size(event) for event in events]
+        if self._waiting and (
+            self._waiting + len(events) > MAX_WAITING or self._waiting_bytes + sum(sizes) > MAX_WAITING_BYTES
+        ):
+            msg = (
+                f"{self._waiting} events wait for the database already; nothing of this delivery of {len(events)} was "
+                "stored. Send it again later."
+            )
+            raise OverloadedError(msg)
+        answers = [self._hand_in(piece, size) for piece, size in _cut(events, sizes)]
+        _, pending = await asyncio.wait(answers, timeout=self._patience)
+        if pending:
+            msg = (
+                f"the database has not answered for {self._patience:g} s: whether these {len(events)} events are "
+                "stored is unknown. Send them again; what is stored already is then reported as a duplicate."
+            )
+            raise StorageUnavailableError(msg)
+        return [result for answer in answers for result in answer.result()]
 
     async def accept_batch(
         self,
         items: Sequence[Positioned],
         positions: Sequence[PositionAdvance] = (),
         poison: Sequence[NewDeadLetter] = (),
-    ) -> tuple[list[EventResult], dict[int, int]]:
-        """One batch of a source with positions, in a transaction of its own; (results, stale positions)."""
+    ) -> Accepted:
+        """One batch of a source with positions, in a transaction of its own; (results, stale positions).
+
+        Only where the database refuses a member are others accepted before the positions go on.
+        """
         async with self._lock:
-            return await self._accept(list(items), tuple(positions), tuple(poison))
+            return await self._accept(list(items), tuple(positions), tuple(poison), self._now())
 
     async def close(self) -> None:
-        """Finish what was handed in."""
+        """Finish what was handed in; give up only what the database does not take within ``patience``."""
         while self._task is not None:
             await asyncio.wait([self._task])
             await asyncio.sleep(0)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._marking:
+            _, unfinished = await asyncio.wait(self._marking, timeout=self._patience)
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     # ------------------------------------------------------------------ the loop
+
+    def _hand_in(self, events: Sequence[CloudEvent], size: int) -> asyncio.Future[list[EventResult]]:
+        answer: asyncio.Future[list[EventResult]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting([Positioned(event) for event in events], size, self._now(), answer))
+        self._waiting += len(events)
+        self._waiting_bytes += size
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        return answer
 
     async def _work(self) -> None:
         try:
             await asyncio.sleep(0)  # what arrives in the same tick shares the transaction
             while self._queue:
-                batch = self._next_batch()
-                items = [item for waiting in batch for item in waiting.items]
-                try:
-                    async with self._lock:
-                        results, _ = await self._accept(items, (), ())
-                except Exception as error:  # noqa: BLE001, every caller hears of it
-                    for waiting in batch:
-                        if not waiting.answer.done():
-                            waiting.answer.set_exception(error)
-                            waiting.answer.exception()
-                    continue
-                at = 0
-                for waiting in batch:
-                    if not waiting.answer.done():
-                        waiting.answer.set_result(results[at : at + len(waiting.items)])
-                    at += len(waiting.items)
+                async with self._lock:
+                    await self._share_transaction(self._next_batch())
         finally:
             self._task = None
+
+    async def _share_transaction(self, batch: list[_Waiting]) -> None:
+        items = [item for waiting in batch for item in waiting.items]
+        try:
+            results, _ = await self._accept(items, (), (), batch[0].since)
+        except Exception as error:  # noqa: BLE001, every caller hears of it
+            for waiting in batch:
+                waiting.answer.set_exception(error)
+                waiting.answer.exception()  # nobody may be there any more to hear it
+            return
+        at = 0
+        for waiting in batch:
+            waiting.answer.set_result(results[at : at + len(waiting.items)])
+            at += len(waiting.items)
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         events = size = 0
-        while self._queue and (
-            not batch or (events + len(self._queue[0].items) <= MAX_EVENTS and size < MAX_BYTES)
-        ):
-            waiting = self._queue.pop(0)
+        while self._queue:
+            waiting = self._queue[0]
+            if batch and (events + len(waiting.items) > MAX_EVENTS or size + waiting.size > MAX_BYTES):
+                break
+            self._queue.popleft()
             batch.append(waiting)
             events += len(waiting.items)
             size += waiting.size
@@ -203,67 +215,75 @@ class Inbox:
         items: list[Positioned],
         positions: tuple[PositionAdvance, ...],
         poison: tuple[NewDeadLetter, ...],
-    ) -> tuple[list[EventResult], dict[int, int]]:
+        since: float,
+    ) -> Accepted:
+        """All in one transaction, or, where the database refuses a member, all but that one."""
+        try:
+            return await self._transaction(items, positions, poison, since)
+        except StorageDataError as error:
+            if not items:
+                raise
+            log.warning("accept_halves_batch", extra={"events": len(items), "error": str(error)})
+        # The events first, each piece a whole transaction of its own. Positions go on only when all are in: a crash in
+        # between delivers them again, and then they are duplicates. The last transaction carries no event, so that what
+        # is reported is what became of each when it was accepted.
+        results = await self._pieces(items, since)
+        letters = tuple(
+            item.dead_letter(result.reason)
+            for item, result in zip(items, results, strict=True)
+            if result.verdict is Verdict.REFUSED and item.dead_letter is not None
+        )
+        stale: dict[int, int] = {}
+        if positions or poison or letters:
+            _, stale = await self._transaction([], positions, (*poison, *letters), since)
+        return results, stale
+
+    async def _pieces(self, items: list[Positioned], since: float) -> list[EventResult]:
+        """Halve until the culprit is alone."""
+        try:
+            results, _ = await self._transaction([Positioned(item.event) for item in items], (), (), since)
+        except StorageDataError as error:
+            if len(items) == 1:
+                return [EventResult(Verdict.REFUSED, reason=str(error))]
+            half = len(items) // 2
+            return await self._pieces(items[:half], since) + await self._pieces(items[half:], since)
+        return results
+
+    async def _transaction(
+        self,
+        items: list[Positioned],
+        positions: tuple[PositionAdvance, ...],
+        poison: tuple[NewDeadLetter, ...],
+        since: float,
+    ) -> Accepted:
+        """One accept, sent again unchanged while its outcome is unknown, bound again when the routing has changed."""
         batch_id = os.urandom(16)
-        deadline = asyncio.get_running_loop().time() + self._patience
         pause = 0.05
-        rows: tuple[NewEvent, ...] | None = None
+        bound: _Bound | None = None
         while True:
             try:
                 table = self._table or await self._read_table()
-                if rows is None:
-                    rows = tuple(table.bind(item) for item in items)
+                bound = bound or _Bound(table, items)
+                letters = (*poison, *bound.letters)
+                if not (bound.rows or positions or letters):
+                    return bound.results(()), {}
                 result = await self._store.accept(
-                    AcceptBatch(batch_id, table.version, rows, poison, positions)
+                    AcceptBatch(batch_id, table.version, bound.rows, letters, positions)
                 )
             except StaleRoutingError:
-                self._table, rows = None, None
-            except StorageDataError as error:
-                return await self._halve(items, positions, poison, error)
+                self._table = bound = None
             except StorageUnavailableError as error:
-                if asyncio.get_running_loop().time() + pause > deadline:
+                if self._now() + pause > since + self._patience:
                     raise
                 log.warning("accept_waits_for_database", extra={"events": len(items), "error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)
             else:
                 self._committed(result)
-                return list(result.results), result.stale
+                return bound.results(result.results), result.stale
 
-    async def _halve(
-        self,
-        items: list[Positioned],
-        positions: tuple[PositionAdvance, ...],
-        poison: tuple[NewDeadLetter, ...],
-        error: StorageDataError,
-    ) -> tuple[list[EventResult], dict[int, int]]:
-        """Find the member that the database refuses. Positions and poison go with the last piece, when all others are in."""
-        if len(items) <= 1:
-            if not items or positions or poison:
-                if not items:
-                    raise error
-                await self._accept([], positions, poison)
-            return [EventResult(Verdict.REFUSED, reason=str(error))], {}
-        half = len(items) // 2
-        if positions:
-            # All in one transaction or none: a position must not advance over events that are not in.
-            good = [item for item in items if not await self._is_refused(item)]
-            bad = [item for item in items if item not in good]
-            results, stale = await self._accept(good, positions, poison)
-            answers = dict(zip(map(id, good), results, strict=True))
-            refused = EventResult(Verdict.REFUSED, reason=str(error))
-            return [answers.get(id(item), refused) for item in items] if bad else results, stale
-        left, _ = await self._accept(items[:half], (), ())
-        right, stale = await self._accept(items[half:], (), poison)
-        return left + right, stale
-
-    async def _is_refused(self, item: Positioned) -> bool:
-        """Whether the database refuses this event by itself; if not, it is in already (and a duplicate later)."""
-        results, _ = await self._accept([replace(item, position=None)], (), ())
-        return results[0].verdict is Verdict.REFUSED
-
-    async def _read_table(self) -> _Table:
-        self._table = _Table(await self._store.routing())
+    async def _read_table(self) -> Table:
+        self._table = Table(await self._store.routing())
         return self._table
 
     def _committed(self, result: AcceptResult) -> None:
@@ -271,16 +291,67 @@ class Inbox:
             self._on_woken(result.woken_apps)
         if result.more_hashes:
             task = asyncio.get_running_loop().create_task(self._mark_rest(result.more_hashes))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._marking.add(task)
+            task.add_done_callback(self._marking.discard)
 
     async def _mark_rest(self, hashes: tuple[bytes, ...]) -> None:
-        more = True
-        while more:
+        """The waits beyond the first thousand; repeatable, so that a failure is simply tried again."""
+        pause = 0.05
+        while True:
             try:
                 apps, more = await self._store.mark_due(hashes)
-            except StorageUnavailableError:
-                await asyncio.sleep(0.5)
+            except StorageError as error:
+                log.warning("marking_waits_for_database", extra={"error": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
                 continue
             if apps:
                 self._on_woken(apps)
+            if not more:
+                return
+
+
+class _Bound:
+    """A batch bound to the routing table: rows for what can be accepted, reasons for what cannot."""
+
+    def __init__(self, table: Table, items: Sequence[Positioned]) -> None:
+        self._refused: dict[int, str] = {}
+        rows: list[NewEvent] = []
+        letters: list[NewDeadLetter] = []
+        for at, item in enumerate(items):
+            try:
+                rows.append(table.bind(item.event, item.position))
+            except PayloadError as error:
+                self._refused[at] = str(error)
+                if item.dead_letter is not None:
+                    letters.append(item.dead_letter(str(error)))
+        self.rows = tuple(rows)
+        self.letters = tuple(letters)
+        self._size = len(items)
+
+    def results(self, accepted: Sequence[EventResult]) -> list[EventResult]:
+        """In the order of the batch."""
+        following = iter(accepted)
+        return [
+            EventResult(Verdict.REFUSED, reason=self._refused[at]) if at in self._refused else next(following)
+            for at in range(self._size)
+        ]
+
+
+def _cut(events: Sequence[CloudEvent], sizes: Sequence[int]) -> Iterator[tuple[list[CloudEvent], int]]:
+    """Pieces that one transaction may hold (or one event that is larger), with their sizes."""
+    piece: list[CloudEvent] = []
+    total = 0
+    for event, size in zip(events, sizes, strict=True):
+        if piece and (len(piece) == MAX_EVENTS or total + size > MAX_BYTES):
+            yield piece, total
+            piece, total = [], 0
+        piece.append(event)
+        total += size
+    yield piece, total
+
+
+def _size(event: CloudEvent) -> int:
+    texts = (event.id, event.source, event.type, event.subject or "", event.dataschema or "")
+    extensions = sum(len(name) + len(str(value)) for name, value in event.extensions.items())
+    return _OVERHEAD + len(event.data or b"") + sum(map(len, texts)) + extensions

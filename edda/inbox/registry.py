@@ -1,7 +1,7 @@
-"""Registering shapes before their first use, outside the journal: a big backfill delays its own waits and nobody else's.
+"""Registering shapes before their first use, outside the journal: a big backfill delays its own waits alone.
 
-Three steps, each repeatable by anyone: commit the shape as filling (from now on accepts hash for it), backfill older events in chunks
-without a lock, then mark it ready and its waits due.
+Three steps, each repeatable by anyone: commit the shape as filling (from now on accepts hash for it), backfill older
+events in chunks without a lock, then mark it ready and its waits due.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """What an event is hashed for: a type pattern, and the values at some paths. Pure functions.
 
-A wait and the events that fit it have the same hash; SHA-256 over canonical JSON, so that equal hashes are equal values.
+A wait and the events that fit it have the same hash; it is SHA-256 over canonical JSON, so that equal hashes are equal
+values.
 
-Values are compared as JSON: 42 is not "42"; 42 and 42.0 are one number; true is not 1; absent is not null. UUIDs and Decimals are their
-text, dates and times their ISO 8601 text, enums their value. What has no JSON form is refused.
+Values are compared as JSON: 42 is not "42"; 42 and 42.0 are one number; true is not 1; absent is not null. UUIDs and
+Decimals are their text, dates and times their ISO 8601 text, enums their value. What has no JSON form is refused.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import enum
 import hashlib
@@ -19,11 +20,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
+from edda.attributes import shown
 from edda.cloudevent import CloudEvent
 from edda.errors import ConfigurationError, PayloadError
 from edda.storage.rows import Shape
 
 _PATH = re.compile(r"(data(\.[^.\s]+)*|extensions\.[a-z0-9]+|source|subject|type|id)\Z")
+_ATTRIBUTES: Final = frozenset({"source", "subject", "type", "id"})
+_LONGEST_INT_BITS: Final = 14_000  # a little below 4,300 digits, more than which Python does not write
 _ABSENT: Final = object()
 
 
@@ -32,8 +36,8 @@ def validate_pattern(pattern: str) -> None:
     stem = pattern.removesuffix(".*")
     if not pattern or len(pattern.encode()) > 255 or (pattern != "*" and ("*" in stem or not stem)):
         msg = (
-            f"event type {pattern!r}: use an exact type ('payment.completed'), a prefix with a trailing '.*' ('payment.*'), "
-            "or '*'; at most 255 bytes"
+            f"event type {pattern!r}: use an exact type ('payment.completed'), a prefix with a trailing '.*' "
+            "('payment.*'), or '*'; at most 255 bytes"
         )
         raise ConfigurationError(msg)
 
@@ -42,8 +46,8 @@ def validate_path(path: str) -> None:
     """Raises ConfigurationError unless events can be matched by it."""
     if not _PATH.match(path):
         msg = (
-            f"match path {path!r}: use 'data.<name>[.<name>...]', 'extensions.<name>', 'source', 'subject', 'type' or 'id', "
-            "for example match={'data.order_id': order_id}"
+            f"path {path!r}: use 'data.<name>[.<name>...]', 'extensions.<name>', 'source', 'subject', 'type' or 'id', "
+            "for example 'data.order_id'"
         )
         raise ConfigurationError(msg)
 
@@ -91,11 +95,11 @@ def value_at(event: CloudEvent, data: Any, path: str) -> Any:
 
 def canonical_text(value: Any, what: str) -> str:
     """The canonical JSON text of a value."""
-    return json.dumps(_canonical(value, what), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_canonical(value, what), sort_keys=True, separators=(",", ":"))
 
 
 def _hash(pattern: str, values: list[tuple[str, Any]]) -> bytes:
-    text = json.dumps([pattern, values], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps([pattern, values], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -108,7 +112,9 @@ def _lookup(event: CloudEvent, data: Any, path: str) -> Any:
         return value
     if head == "extensions":
         return event.extensions.get(rest, _ABSENT)
-    value = getattr(event, head)
+    if path not in _ATTRIBUTES:
+        return _ABSENT  # a row that another version wrote
+    value = getattr(event, path)
     return _ABSENT if value is None else value
 
 
@@ -118,17 +124,21 @@ def _canonical(value: Any, what: str) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        return value
+        if value.bit_length() > _LONGEST_INT_BITS:
+            raise _refused(value, what)
+        return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise _refused(value, what)
         return int(value) if value.is_integer() else value
     if isinstance(value, uuid.UUID | decimal.Decimal):
         return str(value)
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+    if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {str(name): _canonical(member, what) for name, member in value.items()}
+        if not all(isinstance(name, str) for name in value):
+            raise _refused(value, what)
+        return {name: _canonical(member, what) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [_canonical(member, what) for member in value]
     raise _refused(value, what)
@@ -136,6 +146,6 @@ def _canonical(value: Any, what: str) -> Any:
 
 def _refused(value: Any, what: str) -> PayloadError:
     return PayloadError(
-        f"match: the value of {what!r} is {value!r}, which cannot be compared as JSON. Nothing was registered. Use str, int, float, "
-        "bool, None, a list, a dict, an enum, UUID, Decimal, date or datetime."
+        f"the value of {what!r} is {shown(value)}, which cannot be compared as JSON. Nothing was registered. Use str, "
+        "int, float, bool, None, a list, a dict with strings as keys, an enum, UUID, Decimal, date or datetime."
     )
