@@ -38,8 +38,8 @@ async def another_store(server: Database | None) -> AsyncIterator[OpenStore]:
             return stores[0]
         store = open_store("memory:" if server is None else server.url)
         stores.append(store)
-        await store.migrate()
         await store.open()
+        await store.migrate()
         return store
 
     yield make

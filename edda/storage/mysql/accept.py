@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edda.errors import StaleRoutingError
 from edda.storage.mysql import rows
@@ -76,7 +76,7 @@ async def accept(link: Link, offset_us: int, batch: AcceptBatch) -> AcceptResult
         for seq in seqs:
             waits[seq] += 1
     for place, event, seq in known.ours:
-        wanted = waits[seq] or starts[seq] or not more.isdisjoint(event.keys)
+        wanted = waits[seq] or event.starts or not more.isdisjoint(event.keys)
         verdict = Verdict.ACCEPTED if wanted else Verdict.UNMATCHED
         known.results[place] = EventResult(verdict, seq, waits[seq], starts[seq])
     return AcceptResult(
@@ -332,10 +332,10 @@ async def _wake(
 ) -> tuple[frozenset[str], dict[int, int]]:
     """The apps that were woken, and how many instances each event has started."""
     signals = list(signal(waits, which)) if waits else []
-    starts = [(new, seq) for _, event, seq in known.ours for new in event.starts]
+    starts = [replace(new, start_event=seq) for _, event, seq in known.ours for new in event.starts]
     inserts = list(rows.instances(starts, link.max_packet // 2))
     # A sequence number is given once, so the row that carries it is the one inserted here.
-    started = _among("SELECT app, start_event FROM edda_instances WHERE id IN", [new.id for new, _ in starts])
+    started = _among("SELECT app, start_event FROM edda_instances WHERE id IN", [new.id for new in starts])
     answers = await link.run(*signals, *inserts, *started, COMMIT)
     apps = woken_apps(answers[0]) if signals else set()
     counts: dict[int, int] = defaultdict(int)

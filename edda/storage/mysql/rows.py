@@ -34,8 +34,8 @@ _OUTBOX = (
 _MESSAGE = "(%s, %s, 'pending', %s, %s, %s, %s, %s, %s, 0, @edda_now, @edda_now, %s)"
 
 
-def instances(rows: Iterable[tuple[NewInstance, int]], max_bytes: int) -> Iterator[Rendered]:
-    """Insert (instance, start_event) in id order; where id or live_key is taken nothing happens."""
+def instances(new_ones: Iterable[NewInstance], max_bytes: int) -> Iterator[Rendered]:
+    """Insert in id order; where id or live_key is taken nothing happens."""
     values = (
         (
             new.id,
@@ -50,13 +50,13 @@ def instances(rows: Iterable[tuple[NewInstance, int]], max_bytes: int) -> Iterat
             new.live_key,
             new.priority,
             new.delay_us,
-            start_event,
+            new.start_event,
             new.parent,
             new.parent_seq,
             new.input,
             new.carried,
         )
-        for new, start_event in sorted(rows, key=lambda row: row[0].id)
+        for new in sorted(new_ones, key=lambda new: new.id)
     )
     return insert(_INSTANCES, _INSTANCE, values, max_bytes, "ON DUPLICATE KEY UPDATE id = id")
 

@@ -165,6 +165,8 @@ class MySQLStore(CoreStore):
         return await self._transact(lambda link: claim.load(link, instance_ids, history=history))
 
     async def flush(self, turns: Sequence[Turn]) -> FlushResult:
+        if not turns:
+            return FlushResult(await self.now(), ())
         self.flushes += 1
         try:
             return await self._transact(
