@@ -1,0 +1,241 @@
+"""A process that has dozens of children: each dies at another point of one order, and a second one takes over.
+
+The children are forked, because importing everything takes longer than an order does. Each point has an app, a
+destination and event types of its own ("shop"), so that nobody else does what this child should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import gc
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from edda.app import EddaApp
+from edda.cloudevent import CloudEvent
+from edda.errors import InstanceExistsError
+from edda.storage import schema
+from edda.storage.connect import open_store
+from edda.storage.contract import Storage
+from edda.storage.rows import WaitKind
+from outbox_relays.http import HttpPublisher
+from tests.crash import killpoints, workflows
+from tests.crash.killpoints import Point, Points
+from tests.crash.programs import LEASE_SECONDS, log_to_stdout
+from tests.support.eventually import eventually
+
+AMOUNT = 7
+
+#: Seconds until a child that hangs says where, and dies.
+_PATIENCE = 50
+
+
+def shop_of(point: str) -> str:
+    """The app of one point."""
+    return point.replace(".", "-").replace("_", "-")
+
+
+def order_of(point: str) -> str:
+    """The one order of that app."""
+    return f"{shop_of(point)}/1"
+
+
+def url_of(url: str, shop: str) -> str:
+    """The database of that app: on SQLite a file of its own, since writers of one file wait for each other."""
+    return url.replace(".db", f"-{shop}.db") if url.startswith("sqlite:") else url
+
+
+def die_at_every_point(text: str) -> None:
+    """Rehearse one order; then for each point reached have a process end there, and another one take over.
+
+    Settings: url, sink, signal (SIGKILL or SIGSTOP), only (a pattern of points), limit (children at once).
+    Says ``died <point>`` for each that got its signal, ``missed <point>`` for each that ended without reaching it,
+    ``FAILED <point>`` for what should not be, and ``all ended``.
+    """
+    settings = json.loads(text)
+    number = signal.Signals[settings["signal"]]
+    only = re.compile(settings.get("only", ""))
+    _import_everything(settings["url"])
+    points = [point for point in _rehearse(settings) if only.search(point)]
+    _Play(settings, points, number).run()
+    print("all ended", flush=True)
+
+
+class _Play:
+    def __init__(self, settings: dict[str, Any], points: list[str], number: signal.Signals) -> None:
+        self._settings = settings
+        self._points = points
+        self._signal = number
+        self._limit = settings.get("limit", 10)
+        self._first: dict[int, str] = {}
+        self._second: dict[int, str] = {}
+        self._stopped: dict[str, int] = {}
+        self._woken: dict[int, str] = {}
+
+    def run(self) -> None:
+        waiting = self._points[::-1]
+        while waiting or self._first or self._second or self._woken:
+            while waiting and len(self._first) + len(self._second) < self._limit:
+                point = waiting.pop()
+                self._first[self._fork(point, fatal=True)] = point
+            self._ended(*os.waitpid(-1, os.WUNTRACED))
+
+    def _fork(self, point: str, *, fatal: bool) -> int:
+        points = Points(Point.of(point) if fatal else None, self._signal)
+        return fork(lambda: _live(self._settings, shop_of(point), points))
+
+    def _ended(self, pid: int, status: int) -> None:
+        if pid in self._first:
+            point = self._first.pop(pid)
+            if os.WIFSTOPPED(status):
+                self._stopped[point] = pid
+            died = os.WIFSTOPPED(status) or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+            how = "died" if died else "missed" if status == 0 else "FAILED"
+            print(f"{how} {point}" + (f" first, status {status}" if how == "FAILED" else ""), flush=True)
+            if died:
+                self._second[self._fork(point, fatal=False)] = point
+        elif pid in self._second:
+            point = self._second.pop(pid)
+            self._tell_failure(point, "second", status)
+            if point in self._stopped:
+                woken = self._stopped.pop(point)
+                os.kill(woken, signal.SIGCONT)
+                self._woken[woken] = point
+        else:
+            self._tell_failure(self._woken.pop(pid), "woken", status)
+
+    @staticmethod
+    def _tell_failure(point: str, which: str, status: int) -> None:
+        if status != 0:
+            print(f"FAILED {point} {which}, status {status}", flush=True)
+
+
+def _rehearse(settings: dict[str, Any]) -> list[str]:
+    """Every point of one order that nobody dies in."""
+    reader, writer = os.pipe()
+
+    def rehearse() -> None:
+        points = Points()
+        _live(settings, shop_of(REHEARSAL), points)
+        os.write(writer, json.dumps([str(point) for point in points.all()]).encode())
+
+    pid = fork(rehearse)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        points: list[str] = json.loads(stream.read() or b"[]")
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        print(f"FAILED rehearsal, status {status}", flush=True)
+    return points
+
+
+REHEARSAL = "rehearsal.1.before"
+
+
+def _import_everything(url: str) -> None:
+    """What is imported on first use is imported here, once; a child then costs a tenth."""
+    import httpx  # noqa: F401, by the publisher
+
+    open_store(url)
+    gc.collect()
+    gc.freeze()
+
+
+def fork(work: Callable[[], None]) -> int:
+    """A child that does the work and ends; its pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    status = 1
+    try:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        faulthandler.dump_traceback_later(_PATIENCE, exit=True)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _live(settings: dict[str, Any], shop: str, points: Points) -> None:
+    log_to_stdout()
+    killpoints.here = points
+    killpoints.watch_session_commits()
+    asyncio.run(_fulfil_one_order(url_of(settings["url"], shop), settings["sink"], shop))
+
+
+async def _fulfil_one_order(url: str, sink: str, shop: str) -> None:
+    """From the start to the last confirm. Whatever of it was done already is not done again."""
+    order_id = f"{shop}/1"
+    publisher = HttpPublisher(sink, destination=shop, publish_timeout=LEASE_SECONDS / 2)
+    app = EddaApp(
+        shop, url, workflows=[workflows.order], relays=[publisher], lease_seconds=LEASE_SECONDS, pool_size=2
+    )
+    raw = app.store
+    app.store = killpoints.watch(raw)
+    async with app:
+        if raw.dialect == "sqlite":
+            async with raw.engine().begin() as connection:
+                await connection.run_sync(workflows.metadata.create_all)
+        try:
+            start = workflows.order.options(id=order_id)
+            handle = await start.submit(order_id=order_id, customer="c")
+        except InstanceExistsError:
+            handle = app.handle(order_id)
+
+        async def has_come_to_its_wait() -> bool:
+            row = await raw.get_instance(order_id)
+            return row is not None and (WaitKind.EVENT in row.wait_kinds or row.ended_at is not None)
+
+        async def is_all_out() -> bool:
+            rows = (
+                sa.select(sa.func.count())
+                .select_from(schema.outbox)
+                .where(schema.outbox.c.destination == shop)
+            )
+            async with raw.engine().connect() as connection:
+                return await connection.scalar(rows) == 0
+
+        try:
+            async with asyncio.timeout(_PATIENCE - 10):
+                await eventually(has_come_to_its_wait, timeout=_PATIENCE, pause=0.05)
+                await app.deliver(payment(order_id, AMOUNT))
+                await handle.result()
+                await eventually(is_all_out, timeout=_PATIENCE, pause=0.05)
+        except TimeoutError:
+            await _describe(app, raw)
+            raise
+
+
+async def _describe(app: EddaApp, store: Storage) -> None:
+    """Everything that may say why it goes on no more."""
+    async with store.engine().connect() as connection:
+        for table in (schema.instances, schema.waits, schema.outbox, schema.workers, schema.relay_leases):
+            for row in await connection.execute(sa.select(table)):
+                print(f"{os.getpid()} {table.name}: {dict(row._mapping)}")
+    print(f"{os.getpid()} is {app.worker.owner}, runs {list(app.worker.runs)}")
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=4, file=sys.stdout)
+
+
+def payment(order_id: str, amount: int) -> CloudEvent:
+    """The event that an order waits for."""
+    data = json.dumps({"order_id": order_id, "amount": amount}).encode()
+    return CloudEvent(
+        f"payment of {order_id}", "/bank", workflows.payment_type(order_id), data, "application/json"
+    )

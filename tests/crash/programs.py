@@ -1,0 +1,155 @@
+"""The processes: gateway, worker, relay and sink, each a function that ``tests.support.processes.spawn`` runs.
+
+Each takes one JSON object of settings, says on standard output when it is ready, and ends cleanly on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from edda.app import EddaApp
+from outbox_relays.http import HttpPublisher
+from tests.crash import killpoints, workflows
+from tests.crash.killpoints import Point, Points
+from tests.support.eventually import eventually
+from tests.support.processes import Process, spawn
+
+#: Short, so that a take-over takes two seconds.
+LEASE_SECONDS = 2.0
+
+#: The app whose workflows the gateway's events start.
+SHOP = "shop"
+
+
+def start(program: str, **settings: Any) -> Process:
+    """``with start("worker", url=...) as process``."""
+    diary = settings.pop("diary", None)
+    env = {} if diary is None else {"CRASH_DIARY": str(diary)}
+    target = program if ":" in program else f"tests.crash.programs:{program}"
+    return spawn(target, json.dumps(settings), env=env)
+
+
+async def gateway(text: str) -> None:
+    """Accepts events. It has no user code, because triggers are rows. Settings: url, fatal, patience."""
+    settings = _begin(text)
+    app = EddaApp("gateway", settings["url"], workflows=[], work=False, lease_seconds=LEASE_SECONDS)
+    app.store = killpoints.watch(app.store)
+    serving = asyncio.create_task(serve(app))
+    if "patience" in settings:
+        await eventually(lambda: app.ready or serving.done(), timeout=60)
+        if app.ready:
+            app.inbox._patience = settings["patience"]
+    await serving
+
+
+async def worker(text: str) -> None:
+    """Runs orders. Settings: url, app, lease, fatal, signal, patience of a shutdown."""
+    settings = _begin(text)
+    app = EddaApp(
+        settings.get("app", SHOP),
+        settings["url"],
+        workflows=[workflows.triggered_order],
+        lease_seconds=settings.get("lease", LEASE_SECONDS),
+        shutdown_timeout=settings.get("shutdown_timeout", 10.0),
+    )
+    app.store = killpoints.watch(app.store)
+    await run_until_terminated(app)
+
+
+async def relay(text: str) -> None:
+    """Sends the outbox to the sink. Settings: url, sink, fatal."""
+    settings = _begin(text)
+    publisher = HttpPublisher(
+        settings["sink"], publish_timeout=settings.get("publish_timeout", LEASE_SECONDS / 2)
+    )
+    app = EddaApp("relay", settings["url"], workflows=[], relays=[publisher], lease_seconds=LEASE_SECONDS)
+    app.store = killpoints.watch(app.store)
+    await run_until_terminated(app)
+
+
+async def sink(text: str) -> None:
+    """Writes down every event; answers when the line is in the file, and as long as the file ``hold`` exists not at all.
+
+    Settings: ledger, hold, port.
+    """
+    settings = _begin(text)
+    hold = Path(settings["hold"]) if "hold" in settings else None
+    with Path(settings["ledger"]).open("ab", buffering=0) as lines:
+
+        async def take(request: Request) -> Response:
+            headers = request.headers
+            line = {name: headers[f"ce-{name}"] for name in ("id", "source", "type", "sequence")}
+            lines.write(json.dumps({**line, "data": (await request.body()).decode()}).encode() + b"\n")
+            if hold is not None and hold.exists():
+                print(f"holds {line['id']}", flush=True)
+                await eventually(lambda: not hold.exists(), timeout=60)
+            return Response(status_code=204)
+
+        await serve(Starlette(routes=[Route("/", take, methods=["POST"])]), settings.get("port", 0))
+
+
+async def run_until_terminated(app: EddaApp, on_ready: Callable[[], None] = lambda: None) -> None:
+    """``ready`` on standard output, then work until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with app:
+        print("ready", flush=True)
+        on_ready()
+        await stop.wait()
+
+
+async def serve(application: ASGIApp, port: int = 0) -> None:
+    """``listening on <port>`` on standard output, then serve until SIGTERM."""
+    config = uvicorn.Config(application, host="127.0.0.1", port=port, log_level="warning", lifespan="on")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started or serving.done(), timeout=30)
+    if server.started:
+        print(f"listening on {server.servers[0].sockets[0].getsockname()[1]}", flush=True)
+    await serving
+
+
+def port_of(process: Process) -> int:
+    """Where a gateway or sink listens."""
+    return int(process.wait_for_line(r"listening on (\d+)")[1])
+
+
+def _begin(text: str) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(text)
+    log_to_stdout()
+    killpoints.watch_session_commits()
+    if "fatal" in settings:
+        number = signal.Signals[settings.get("signal", "SIGKILL")]
+        killpoints.here = Points(Point.of(settings["fatal"]), number)
+    return settings
+
+
+class _WithFields(logging.Formatter):
+    """An event and its fields on one line."""
+
+    _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {name: value for name, value in vars(record).items() if name not in self._known}
+        return f"{super().format(record)} {fields}"
+
+
+def log_to_stdout() -> None:
+    """Warnings and worse, with their fields."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_WithFields("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

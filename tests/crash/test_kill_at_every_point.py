@@ -1,0 +1,87 @@
+"""Wherever a worker dies, another one finishes its work, and nobody can tell from the result."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.crash import ledger, nursery, workflows
+from tests.crash.programs import port_of, start
+from tests.support.databases import Database
+
+
+@pytest.mark.timeout(300)
+async def test_worker_killed_before_or_after_any_of_its_calls_loses_and_doubles_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    await _play("SIGKILL", database, tmp_path)
+
+
+@pytest.mark.timeout(300)
+async def test_worker_stopped_before_or_after_any_of_its_calls_changes_nothing_when_it_awakes(
+    database: Database, tmp_path: Path
+) -> None:
+    # On SQLite whoever is stopped inside a transaction keeps everybody from writing: that is the file's own lock.
+    session = ("apply_in_session", "commit") if database.kind != "sqlite" else ()
+    only = "^(flush|claim|load|accept|outbox_settle" + "".join(f"|{what}" for what in session) + r")\."
+    await _play(
+        "SIGSTOP", database, tmp_path, only=only, steps=("flush", "accept", "outbox_settle", *session)
+    )
+
+
+async def _play(
+    signal: str,
+    database: Database,
+    tmp_path: Path,
+    only: str = "",
+    steps: Sequence[str] = (
+        "flush",
+        "apply_in_session",
+        "commit",
+        "accept",
+        "claim",
+        "register_shape",
+        "outbox_settle",
+    ),
+) -> None:
+    if database.kind != "sqlite":
+        await ledger.create_bookings(database)
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    with start("sink", ledger=str(tmp_path / "sink")) as sink:
+        settings = {
+            "url": database.url,
+            "sink": f"http://127.0.0.1:{port_of(sink)}/",
+            "signal": signal,
+            "only": only,
+        }
+        with start("tests.crash.nursery:die_at_every_point", diary=diary, **settings) as process:
+            assert await asyncio.to_thread(process.wait, 280) == 0
+            output = process.output
+    died, missed = _points(output, "died"), _points(output, "missed")
+    assert "FAILED" not in output, output
+    # The faults have happened: at each step of the order, on both sides of it.
+    for what in steps:
+        for when in ("before", "after"):
+            assert any(point.startswith(f"{what}.") and point.endswith(when) for point in died), output
+    assert len(missed) <= len(died) / 5, output
+
+    shops = {nursery.shop_of(point) for point in (nursery.REHEARSAL, *died, *missed)}
+    orders = {nursery.order_of(shop): nursery.AMOUNT for shop in shops}
+    urls = {nursery.url_of(database.url, shop) for shop in shops}
+    books = await ledger.read(urls, tmp_path / "sink")
+    assert ledger.faults(books, orders) == [], output
+    for shop in shops:
+        # A death costs at most one more try of what ran then; it neither adds tries nor forgets those that failed.
+        deaths = 1 + output.count(f"worker_declared_dead {{'worker': '{shop}-")
+        for name, wanted in workflows.BODIES.items():
+            runs = workflows.noted(diary, name, nursery.order_of(shop))
+            assert wanted <= runs <= wanted + deaths, (shop, name, runs, output)
+
+
+def _points(output: str, word: str) -> list[str]:
+    return re.findall(rf"^{word} (\S+)$", output, re.MULTILINE)
