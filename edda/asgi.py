@@ -1,67 +1,114 @@
-"""The app as an ASGI application: the HTTP gateway, ``/cancel``, health, and the lifespan."""
+"""The app as an ASGI application: the HTTP gateway, health, and the lifespan."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from edda.cloudevent import CloudEvent
-from edda.errors import EddaError, StorageError
+from edda.errors import StorageError
+from edda.sdk_events import cloudevent_of
+from edda.storage.rows import EventResult
 from gateways.http.app import http_gateway
 
 if TYPE_CHECKING:
     from edda.app import EddaApp
 
+log = logging.getLogger("edda.app")
+
+#: Seconds in which a wrong configuration shows itself, so that the server does not start at all.
+_START_WATCHED = 2.0
+
+#: Seconds that the database has to answer ``/readyz``.
+_PING_TIMEOUT = 5.0
+
 
 def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
     """``POST`` anywhere takes CloudEvents; ``/healthz`` and ``/readyz`` answer also while the database is away."""
+    start = _Start(app)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        # Not awaited: while the database is down, /readyz says so and events are refused with a 503.
-        starting = asyncio.create_task(app.initialize())
-        starting.add_done_callback(_tell)
-        await asyncio.sleep(0)
+        await start.begin()
         try:
             yield
         finally:
-            starting.cancel()
-            await app.shutdown()
+            await start.end()
 
     async def healthz(_: Request) -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_: Request) -> JSONResponse:
-        reason = app.waiting_for
-        if app.ready:
-            try:
-                await app.store.ping()
-            except StorageError as error:
-                reason = str(error)
-            else:
-                return JSONResponse({"status": "ready", "app": app.service_name})
-        return JSONResponse({"status": "waiting", "reason": reason or "starting"}, status_code=503)
+        reason = await start.not_ready()
+        if reason is None:
+            return JSONResponse({"status": "ready", "app": app.service_name})
+        return JSONResponse({"status": "waiting", "reason": reason}, status_code=503)
 
-    gateway = http_gateway(_LateInbox(app), tokens=tokens)
     return Starlette(
-        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Mount("/", gateway)],
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Mount("/", http_gateway(_LateInbox(app), tokens=tokens)),
+        ],
         lifespan=lifespan,
     )
 
 
+class _Start:
+    """The app's start, in the background: a server answers while its database is still away."""
+
+    def __init__(self, app: EddaApp) -> None:
+        self._app = app
+        self._starting: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Raises what makes no sense to wait out: the server then does not start."""
+        self._starting = asyncio.create_task(self._app.initialize())
+        self._starting.add_done_callback(_tell)
+        done, _ = await asyncio.wait([self._starting], timeout=_START_WATCHED)
+        if done and self._starting.exception() is not None:
+            await self._app.shutdown()
+            self._starting.result()
+
+    async def end(self) -> None:
+        """Stop, wherever the start has come to."""
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self._app.shutdown()
+
+    async def not_ready(self) -> str | None:
+        """Why no work can be done now; None: it can."""
+        if self._app.ready:
+            try:
+                async with asyncio.timeout(_PING_TIMEOUT):
+                    await self._app.store.ping()
+            except StorageError as error:
+                return str(error)
+            except TimeoutError:
+                return f"the database has not answered for {_PING_TIMEOUT:g} s"
+            return None
+        failed = (
+            self._starting is not None
+            and self._starting.done()
+            and not self._starting.cancelled()
+            and self._starting.exception()
+        )
+        return f"the start failed: {failed}" if failed else self._app.waiting_for or "starting"
+
+
 def _tell(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        import logging
-
-        logging.getLogger("edda.app").error("initialize_failed", exc_info=task.exception())
+        log.error("initialize_failed", exc_info=task.exception())
 
 
 class _LateInbox:
@@ -70,39 +117,8 @@ class _LateInbox:
     def __init__(self, app: EddaApp) -> None:
         self._app = app
 
-    async def deliver(self, events: Sequence[Any]) -> list[Any]:
+    async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
         return await self._app.inbox.deliver(events)
 
 
-def cloudevent_of(event: Any) -> CloudEvent:
-    """Our event from one of the ``cloudevents`` SDK (1.x attributes or 2.x getters), or from a mapping of attributes and data."""
-    if isinstance(event, CloudEvent):
-        return event
-    if hasattr(event, "get_attributes"):
-        attributes: Mapping[str, Any] = event.get_attributes()
-        data = event.get_data() if hasattr(event, "get_data") else getattr(event, "data", None)
-    elif isinstance(event, Mapping):
-        attributes = {name: value for name, value in event.items() if name != "data"}
-        data = event.get("data")
-    else:
-        msg = f"a CloudEvent is needed, not {type(event).__name__}"
-        raise TypeError(msg)
-    from edda.outbox.message import data_bytes
-
-    body, content_type = data_bytes(data, attributes.get("datacontenttype"))
-    known = {"id", "source", "type", "specversion", "datacontenttype", "dataschema", "subject", "time"}
-    time = attributes.get("time")
-    return CloudEvent(
-        id=str(attributes["id"]),
-        source=str(attributes["source"]),
-        type=str(attributes["type"]),
-        data=body,
-        datacontenttype=content_type,
-        dataschema=attributes.get("dataschema"),
-        subject=attributes.get("subject"),
-        time=time if time is None or isinstance(time, str) else time.isoformat(),
-        extensions={name: value for name, value in attributes.items() if name not in known},
-    )
-
-
-__all__ = ["EddaError", "Receive", "Scope", "Send", "cloudevent_of", "compose"]
+__all__ = ["cloudevent_of", "compose"]
