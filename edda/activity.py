@@ -6,7 +6,7 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from edda.context import WorkflowContext, attempt_of, run_of
 from edda.engine.attempt import Attempt
@@ -76,6 +76,17 @@ class Activity(Generic[P, R]):
         return f"<activity {self.name}>"
 
 
+class ActivityDecorator(Protocol):
+    """``@activity(...)`` with options decorates as ``@activity`` does."""
+
+    @overload
+    def __call__(
+        self, func: Callable[Concatenate[WorkflowContext, P], Awaitable[R]], /
+    ) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[WorkflowContext, P], R], /) -> Activity[P, R]: ...
+
+
 @overload
 def activity(
     func: Callable[Concatenate[WorkflowContext, P], Awaitable[R]], *, retry_policy: RetryPolicy | None = None
@@ -85,9 +96,7 @@ def activity(
     func: Callable[Concatenate[WorkflowContext, P], R], *, retry_policy: RetryPolicy | None = None
 ) -> Activity[P, R]: ...
 @overload
-def activity(
-    func: None = None, *, retry_policy: RetryPolicy | None = None
-) -> Callable[[Callable[..., Any]], Any]: ...
+def activity(func: None = None, *, retry_policy: RetryPolicy | None = None) -> ActivityDecorator: ...
 def activity(func: Callable[..., Any] | None = None, *, retry_policy: RetryPolicy | None = None) -> Any:
     """Make a function (async, or sync: it then runs in a thread) an activity.
 

@@ -383,6 +383,12 @@ class EddaApp:
             delay_us=0 if options.delay is None else int(options.delay.total_seconds() * 1_000_000),
         )
 
+    async def resume_instance(self, instance_id: str) -> None:
+        """See ``Workflow.resume``."""
+        handle = self.handle(instance_id)
+        if not await handle.resume():
+            await handle.need_not_failed()
+
     def handle(self, instance_id: str) -> Handle:
         """A handle on an instance, wherever it runs."""
         return Handle(instance_id, self.store, self._worker if self._work else None)

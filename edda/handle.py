@@ -44,6 +44,13 @@ class Handle:
         async with asyncio.timeout(timeout):
             return outcome_of(await self.ended())
 
+    async def resume(self) -> bool:
+        """Let a paused instance go on (with the code as it is now); False if it is not paused."""
+        app = await self._store.resume(self.id)
+        if app is not None and self._worker is not None:
+            self._worker.woken({app})
+        return app is not None
+
     async def ended(self) -> InstanceRow:
         """Wait until the instance has ended; its row."""
         pause = _FIRST_PAUSE
@@ -61,6 +68,13 @@ class Handle:
                 if watcher is not None and self._worker is not None:
                     self._worker.unwatch(self.id, watcher)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def need_not_failed(self) -> None:
+        """Raises InstanceEndedError when it has ended otherwise than completed."""
+        row = await self._row()
+        if row.ended_at is not None and row.state is not State.COMPLETED:
+            msg = f"instance {self.id!r} has ended as {row.state}; nothing was resumed. Start it anew."
+            raise InstanceEndedError(msg)
 
     async def _row(self) -> InstanceRow:
         row = await self._store.get_instance(self.id)

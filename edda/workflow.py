@@ -45,6 +45,10 @@ class StartsWorkflows(Protocol):
     async def start_workflow(
         self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
     ) -> str: ...
+    async def resume_instance(self, instance_id: str) -> None:
+        """See ``Workflow.resume``."""
+        ...
+
     async def submit_workflow(
         self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
     ) -> Handle: ...
@@ -117,6 +121,15 @@ class Workflow(Generic[P, R]):
     async def submit(self, **kwargs: Any) -> Handle:
         """Make a start durable and return at once; some worker of the app runs it."""
         return await BoundStart(self, StartOptions()).submit(**kwargs)
+
+    async def resume(self, instance_id: str, event: Any = None) -> None:
+        """Let a paused instance go on, with the code as it is now.
+
+        As in ``edda-framework 0.16`` an instance that waits, runs or has completed is left alone; ``event`` is accepted
+        and not needed. Raises InstanceNotFoundError, and InstanceEndedError for one that has failed.
+        """
+        del event
+        await self.app().resume_instance(instance_id)
 
     def options(
         self,

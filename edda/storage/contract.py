@@ -289,6 +289,10 @@ class Storage(Protocol):
         """
         ...
 
+    async def resume(self, instance_id: str) -> str | None:
+        """A paused instance becomes runnable again: fence + 1, error NULL, available_at now. Its app; None: not paused."""
+        ...
+
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         """Mark waits due whose deadline has come. Returns (apps woken, number of waits fired).
 

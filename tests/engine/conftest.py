@@ -19,12 +19,15 @@ async def make_app(database: Database) -> AsyncIterator[MakeApp]:
     """Makes an initialised app of workflows and settings; all are shut down at the end."""
     apps: list[EddaApp] = []
 
-    async def make(*workflows: Workflow[Any, Any], name: str = "engine", **settings: Any) -> EddaApp:
+    async def make(
+        *workflows: Workflow[Any, Any], name: str = "engine", initialize: bool = True, **settings: Any
+    ) -> EddaApp:
         settings.setdefault("lease_seconds", 3.0)
         settings.setdefault("strict_arguments", True)
         app = EddaApp(name, settings.pop("url", database.url), workflows=workflows, **settings)
         apps.append(app)
-        await app.initialize()
+        if initialize:
+            await app.initialize()
         return app
 
     yield make

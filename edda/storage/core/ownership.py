@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 
 from edda.storage.core.traits import Traits
+from edda.storage.core.values import chunked
 from edda.storage.rows import Beat, State
 from edda.storage.schema import instances, outbox, waits, workers
 
+#: Dead workers without instances are kept for this long, so that a late heartbeat finds itself dead.
+OLD_US = 3_600_000_000
 
-def register_worker(c: sa.Connection, worker: str, app: str, lease_us: int, now: int) -> None:
-    """A new process."""
-    c.execute(
-        sa.insert(workers).values(id=worker, app=app, started_at=now, expires_at=now + lease_us, dead=False)
+
+def register_worker(c: sa.Connection, traits: Traits, worker: str, app: str, lease_us: int, now: int) -> None:
+    """A new process. Registered again after an unknown commit, its lease begins again; a dead one stays dead."""
+    traits.insert_ignoring(
+        c,
+        workers,
+        [{"id": worker, "app": app, "started_at": now, "expires_at": now + lease_us, "dead": False}],
     )
+    renew(c, worker, lease_us, now)
 
 
 def renew(c: sa.Connection, worker: str, lease_us: int, now: int) -> bool:
@@ -59,46 +68,45 @@ def look_around(c: sa.Connection, worker: str | None, app: str, now: int, *, ali
 def retire_worker(c: sa.Connection, traits: Traits, worker: str, now: int) -> int:
     """Clean shutdown."""
     c.execute(sa.update(workers).where(workers.c.id == worker).values(dead=True))
-    ids = _lock_owned(c, traits, [worker], None)
-    _give_back(c, ids, now, recovered=False)
+    given_back, _ = _give_back(c, traits, [worker], None, now, recovered=False)
+    # A worker without a row is dead, too.
     c.execute(sa.delete(workers).where(workers.c.id == worker))
-    return len(ids)
+    return given_back
 
 
 def requeue_expired(c: sa.Connection, traits: Traits, limit: int, now: int) -> tuple[frozenset[str], int]:
     """Declare dead first: a late heartbeat finds itself dead; then, in the same transaction, re-queue."""
     c.execute(sa.update(workers).where(~workers.c.dead, workers.c.expires_at < now).values(dead=True))
     dead = list(c.execute(sa.select(workers.c.id).where(workers.c.dead)).scalars())
-    if not dead:
-        return frozenset(), 0
-    ids = _lock_owned(c, traits, dead, limit)
-    apps = frozenset(
-        c.execute(sa.select(instances.c.app).where(instances.c.id.in_(ids)).distinct()).scalars()
-        if ids
-        else ()
-    )
-    _give_back(c, ids, now, recovered=True)
-    if len(ids) < limit:
+    requeued, apps = _give_back(c, traits, dead, limit, now, recovered=True)
+    theirs = sa.exists(sa.select(1).where(instances.c.owner == workers.c.id).correlate(workers))
+    for part in chunked(dead):
         c.execute(
-            sa.delete(workers).where(
-                workers.c.dead, workers.c.id.in_(dead), workers.c.expires_at < now - 3_600_000_000
-            )
+            sa.delete(workers).where(workers.c.id.in_(part), workers.c.expires_at < now - OLD_US, ~theirs)
         )
-    return apps, len(ids)
+    return frozenset(apps), requeued
 
 
-def _lock_owned(c: sa.Connection, traits: Traits, owners: list[str], limit: int | None) -> list[str]:
-    select = (
-        sa.select(instances.c.id).where(instances.c.owner.in_(owners)).order_by(instances.c.id).limit(limit)
-    )
-    return list(c.execute(traits.lock_rows(select)).scalars())
-
-
-def _give_back(c: sa.Connection, ids: list[str], now: int, *, recovered: bool) -> None:
-    if ids:
+def _give_back(
+    c: sa.Connection, traits: Traits, owners: Sequence[str], limit: int | None, now: int, *, recovered: bool
+) -> tuple[int, set[str]]:
+    """Make what these own runnable under a raised fence; how many, and their apps."""
+    if not owners:
+        return 0, set()
+    theirs = instances.c.owner.in_(owners)
+    # Found without locks, then locked by id, in the order in which everybody locks, and looked at again: what has
+    # another owner by then is left alone.
+    found = c.execute(sa.select(instances.c.id).where(theirs).order_by(instances.c.id).limit(limit)).scalars()
+    apps: set[str] = set()
+    count = 0
+    for part in chunked(list(found)):
+        select = sa.select(instances.c.id, instances.c.app).where(instances.c.id.in_(part), theirs)
+        locked = c.execute(traits.lock_rows(select.order_by(instances.c.id))).all()
+        if not locked:
+            continue
         c.execute(
             sa.update(instances)
-            .where(instances.c.id.in_(ids))
+            .where(instances.c.id.in_([row.id for row in locked]))
             .values(
                 owner=None,
                 state=State.RUNNABLE,
@@ -108,3 +116,6 @@ def _give_back(c: sa.Connection, ids: list[str], now: int, *, recovered: bool) -
                 recoveries=instances.c.recoveries + (1 if recovered else 0),
             )
         )
+        apps |= {row.app for row in locked}
+        count += len(locked)
+    return count, apps

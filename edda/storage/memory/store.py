@@ -267,6 +267,14 @@ class MemoryStore:
                     del t.workers[one]
             return frozenset(row.new.app for row in back), len(back)
 
+    async def resume(self, instance_id: str) -> str | None:
+        with self.transaction() as t:
+            row = t.instances.get(instance_id)
+            if row is None or row.state is not State.PAUSED:
+                return None
+            fence, at = row.fence + 1, {"available_at": t.now, "updated_at": t.now}
+            return t.update(instance_id, state=State.RUNNABLE, fence=fence, error=None, **at).new.app
+
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         with self.transaction() as t:
             passed = [
