@@ -5,7 +5,6 @@ Lock order: accept lock, source positions, identities by digest, instances by id
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,20 +12,16 @@ import sqlalchemy as sa
 
 from edda.errors import StaleRoutingError
 from edda.storage.core.traits import Traits
-from edda.storage.core.turns import chunked, event_row, has_event, instance_values
+from edda.storage.core.values import chunked, instance_values
+from edda.storage.core.wakes import has_event, signal
 from edda.storage.rows import (
     ENDED,
     AcceptBatch,
     AcceptResult,
     EventResult,
-    EventRow,
     NewDeadLetter,
     NewEvent,
     PositionAdvance,
-    Routing,
-    Shape,
-    State,
-    Trigger,
     Verdict,
 )
 from edda.storage.schema import (
@@ -36,31 +31,12 @@ from edda.storage.schema import (
     events,
     identities,
     instances,
-    shapes,
     source_positions,
-    triggers,
     waits,
 )
 
 #: Waits woken inside the accept transaction; the rest is marked after its commit.
 FIRST_WAITS = 1_000
-
-
-def routing(c: sa.Connection) -> Routing:
-    """Version first: what changes behind it makes the batch stale, never wrong."""
-    version = c.execute(sa.select(accept.c.routing_version).where(accept.c.id == 1)).scalar_one()
-    return Routing(
-        version,
-        tuple(_shape(row) for row in c.execute(sa.select(shapes).order_by(shapes.c.id))),
-        tuple(
-            Trigger(row.app, row.workflow, row.pattern, row.key_path, row.version, row.policy)
-            for row in c.execute(sa.select(triggers).order_by(triggers.c.id))
-        ),
-    )
-
-
-def _shape(row: Any) -> Shape:
-    return Shape(row.id, row.pattern, tuple(json.loads(row.paths)), bool(row.ready), row.backfill_until)
 
 
 # ---------------------------------------------------------------------------------------------- the transaction
@@ -262,45 +238,6 @@ def _wake(
     return signal(c, traits, list(matched), now), counts, more
 
 
-def signal(c: sa.Connection, traits: Traits, due: Sequence[tuple[str, int]], now: int) -> set[str]:
-    """Mark these waits due under their instances' locks; the apps to tell. Waits that are gone meanwhile are skipped."""
-    apps: set[str] = set()
-    ids = sorted({instance_id for instance_id, _ in due})
-    seqs: dict[str, list[int]] = {}
-    for instance_id, seq in due:
-        seqs.setdefault(instance_id, []).append(seq)
-    for part in chunked(ids):
-        locked = c.execute(
-            traits.lock_rows(
-                sa.select(instances.c.id, instances.c.app, instances.c.state)
-                .where(instances.c.id.in_(part))
-                .order_by(instances.c.id)
-            )
-        ).all()
-        alive = [row.id for row in locked if row.state not in ENDED]
-        apps |= {row.app for row in locked if row.state not in ENDED}
-        if not alive:
-            continue
-        pairs = [{"i": id, "s": seq} for id in alive for seq in seqs[id]]
-        c.execute(
-            sa.update(waits)
-            .where(waits.c.instance_id == sa.bindparam("i"), waits.c.seq == sa.bindparam("s"))
-            .values(due=True),
-            pairs,
-        )
-        c.execute(
-            sa.update(instances).where(instances.c.id.in_(alive)).values(signals=instances.c.signals + 1)
-        )
-        parked = [row.id for row in locked if row.state == State.WAITING]
-        if parked:
-            c.execute(
-                sa.update(instances)
-                .where(instances.c.id.in_(parked))
-                .values(state=State.RUNNABLE, available_at=now, updated_at=now)
-            )
-    return apps
-
-
 def _start(
     c: sa.Connection, traits: Traits, ours: Sequence[tuple[int, NewEvent, int]], now: int, apps: set[str]
 ) -> dict[int, int]:
@@ -366,113 +303,3 @@ def fire_timers(c: sa.Connection, traits: Traits, limit: int, now: int) -> tuple
     ).all()
     due = [(row.instance_id, row.seq) for row in rows]
     return frozenset(signal(c, traits, due, now)), len(due)
-
-
-# ---------------------------------------------------------------------------------------------- shapes, triggers
-
-
-def find_shape(c: sa.Connection, pattern: str, paths: tuple[str, ...]) -> Shape | None:
-    """A registered shape."""
-    row = c.execute(
-        sa.select(shapes).where(shapes.c.pattern == pattern, shapes.c.paths == json.dumps(list(paths)))
-    ).one_or_none()
-    return None if row is None else _shape(row)
-
-
-def register_shape(c: sa.Connection, traits: Traits, pattern: str, paths: tuple[str, ...]) -> Shape:
-    """From this commit on accepts hash for it; what came before is backfilled."""
-    traits.lock_accept(c, exclusive=True)
-    found = find_shape(c, pattern, paths)
-    if found is not None:
-        return found
-    last = c.execute(sa.select(accept.c.last_seq).where(accept.c.id == 1)).scalar_one()
-    c.execute(
-        sa.insert(shapes).values(
-            pattern=pattern, paths=json.dumps(list(paths)), ready=last == 0, backfill_until=last
-        )
-    )
-    _routing_changed(c)
-    registered = find_shape(c, pattern, paths)
-    assert registered is not None  # noqa: S101, inserted above
-    return registered
-
-
-def _routing_changed(c: sa.Connection) -> None:
-    c.execute(sa.update(accept).where(accept.c.id == 1).values(routing_version=accept.c.routing_version + 1))
-
-
-def events_of_pattern(c: sa.Connection, pattern: str, after: int, until: int, limit: int) -> list[EventRow]:
-    """Retained events that a pattern fits."""
-    fits: sa.ColumnElement[bool] = events.c.type == pattern
-    if pattern == "*":
-        fits = sa.true()
-    elif pattern.endswith(".*"):
-        # A range, not LIKE: the index serves it, and no character of the type is special. '/' follows '.'.
-        fits = sa.and_(events.c.type >= pattern[:-1], events.c.type < pattern[:-2] + "/")
-    rows = c.execute(
-        sa.select(events)
-        .where(fits, events.c.seq > after, events.c.seq <= until)
-        .order_by(events.c.seq)
-        .limit(limit)
-    )
-    return [event_row(row) for row in rows]
-
-
-def backfill(
-    c: sa.Connection,
-    traits: Traits,
-    shape_id: int,
-    keys: Sequence[tuple[bytes, str, int]],
-    now: int,
-    *,
-    done: bool,
-) -> frozenset[str]:
-    """A chunk of older events' keys; with ``done`` the shape is ready and its waits are looked at."""
-    if done:
-        traits.lock_accept(c, exclusive=True)
-    traits.insert_ignoring(
-        c,
-        event_keys,
-        [{"hash": key, "addressee": addressee, "seq": seq} for key, addressee, seq in sorted(keys)],
-    )
-    if not done:
-        return frozenset()
-    c.execute(sa.update(shapes).where(shapes.c.id == shape_id).values(ready=True, backfill_until=0))
-    _routing_changed(c)
-    apps: set[str] = set()
-    while True:
-        woken, more = _mark(
-            c, traits, sa.and_(waits.c.shape_id == shape_id, ~waits.c.due, has_event), 1_000, now
-        )
-        apps |= woken
-        if not more:
-            return frozenset(apps)
-
-
-def declare_triggers(c: sa.Connection, traits: Traits, declared: Sequence[Trigger]) -> None:
-    """Insert or update; the routing version moves only if something changed."""
-    if not declared:
-        return
-    traits.lock_accept(c, exclusive=True)
-    changed = False
-    for trigger in declared:
-        here = sa.and_(
-            triggers.c.app == trigger.app,
-            triggers.c.workflow == trigger.workflow,
-            triggers.c.pattern == trigger.pattern,
-        )
-        row = c.execute(sa.select(triggers).where(here)).one_or_none()
-        values = {"key_path": trigger.key_path, "version": trigger.version, "policy": trigger.policy}
-        if row is None:
-            c.execute(sa.insert(triggers).values(**_identity(trigger), **values))
-        elif (row.key_path, row.version, row.policy) != (trigger.key_path, trigger.version, trigger.policy):
-            c.execute(sa.update(triggers).where(here).values(**values))
-        else:
-            continue
-        changed = True
-    if changed:
-        _routing_changed(c)
-
-
-def _identity(trigger: Trigger) -> dict[str, Any]:
-    return {name: getattr(trigger, name) for name in ("app", "workflow", "pattern")}

@@ -119,3 +119,23 @@ def _give_back(
         apps |= {row.app for row in locked}
         count += len(locked)
     return count, apps
+
+
+def resume(c: sa.Connection, traits: Traits, instance_id: str, now: int) -> str | None:
+    """A paused instance goes on; its app, or None if it is not paused."""
+    here = instances.c.id == instance_id
+    select = sa.select(instances.c.app).where(here, instances.c.state == State.PAUSED)
+    app: str | None = c.execute(traits.lock_rows(select)).scalar()
+    if app is not None:
+        c.execute(
+            sa.update(instances)
+            .where(here)
+            .values(
+                state=State.RUNNABLE,
+                fence=instances.c.fence + 1,
+                error=None,
+                available_at=now,
+                updated_at=now,
+            )
+        )
+    return app

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 
 from edda.errors import ConfigurationError
-from edda.storage.core.turns import chunked, record_of
+from edda.storage.core.traits import Traits
+from edda.storage.core.values import chunked, record_of
 from edda.storage.rows import InstanceRow, Record, State, WaitKind
 from edda.storage.schema import history, instances, metadata, outbox, waits
 
@@ -60,6 +61,7 @@ def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
 
 def find_instances(
     c: sa.Connection,
+    traits: Traits,
     *,
     app: str | None,
     states: Sequence[State],
@@ -71,7 +73,7 @@ def find_instances(
     limit: int,
     before: tuple[int, str] | None,
 ) -> list[InstanceRow]:
-    """Newest first. Filters on the input are applied to pages as they are read, so that they mean the same everywhere."""
+    """Newest first. Filters on the input are applied to pages as they are read: they mean the same on every database."""
     for path in input_filters or {}:
         if not _PATH.match(path):
             msg = f"input_filters: {path!r} is not a path; use names joined by dots, for example 'order.customer_id'"
@@ -85,9 +87,10 @@ def find_instances(
             conditions.append(instances.c.state.in_([str(state) for state in states]))
         for column, part in ((instances.c.workflow, workflow_contains), (instances.c.id, id_contains)):
             if part:
-                # Key columns are bytes on MySQL, which have no case: compared as text.
-                text = sa.func.lower(sa.cast(column, sa.CHAR(255)))
-                conditions.append(text.contains(part.lower(), autoescape=True))
+                pattern = "%" + re.sub(r"([%_!])", r"!\1", part) + "%"
+                conditions.append(
+                    traits.lower(column).like(traits.lower(sa.literal(pattern, sa.Text)), escape="!")
+                )
         if started_after is not None:
             conditions.append(instances.c.created_at >= started_after)
         if started_before is not None:
@@ -115,7 +118,10 @@ def find_instances(
 
 
 def _matches(payload: bytes, filters: Mapping[str, object]) -> bool:
-    document = from_json(payload)
+    try:
+        document = from_json(payload)
+    except ValueError:
+        return False  # a payload that is no JSON has no paths
     for path, wanted in filters.items():
         value: Any = document
         for name in path.split("."):
@@ -134,7 +140,7 @@ def get_history(c: sa.Connection, instance_id: str) -> list[Record]:
 
 
 def counts(c: sa.Connection) -> dict[str, int]:
-    """Rows by table, instances by state, dead outbox rows."""
+    """Rows by table, instances by state, outbox rows by state."""
     found = {
         table.name.removeprefix("edda_"): c.execute(
             sa.select(sa.func.count()).select_from(table)

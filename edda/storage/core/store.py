@@ -1,5 +1,6 @@
-"""``CoreStore``: the contract over SQLAlchemy Core. A database's store says how a transaction is run, and may take over what it
-can say better by hand.
+"""``CoreStore``: the contract over SQLAlchemy Core.
+
+A database's store says how a transaction is run, and takes over what it can say better by hand.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from edda.errors import EddaError, InstanceExistsError, StorageDataError, StorageUnavailableError
+from edda.errors import EddaError, StorageDataError, StorageUnavailableError
 from edda.storage.contract import HintListener
 from edda.storage.core import accept as accepting
-from edda.storage.core import ownership, queries, relay, turns
+from edda.storage.core import instances, ownership, queries, relay, sessions, turns
+from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
 from edda.storage.rows import (
@@ -42,7 +44,7 @@ from edda.storage.rows import (
     Turn,
     TurnResult,
 )
-from edda.storage.schema import history, instances, outbox
+from edda.storage.schema import history
 
 log = logging.getLogger("edda.storage")
 
@@ -78,15 +80,12 @@ class CoreStore:
     # ---------------------------------------------------------------- what each database says
 
     async def open(self, lease_us: int = 30_000_000) -> None:
-        """See the contract."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """See the contract."""
         raise NotImplementedError
 
     def engine(self) -> AsyncEngine:
-        """See the contract."""
         raise NotImplementedError
 
     async def _once(self, work: Transaction[T], *, write: bool) -> T:
@@ -98,7 +97,6 @@ class CoreStore:
         raise NotImplementedError
 
     def is_transient(self, error: BaseException) -> bool:
-        """See the contract."""
         return isinstance(self._classify(error) or error, TransientError | StorageUnavailableError)
 
     async def _run(self, work: Transaction[T], *, write: bool = True) -> T:
@@ -124,15 +122,12 @@ class CoreStore:
     # ---------------------------------------------------------------- life
 
     async def migrate(self) -> None:
-        """See the contract."""
         await self._run(lambda c: migrate_connection(c, self.traits.name))
 
     async def ping(self) -> None:
-        """See the contract."""
         await self._run(lambda c: c.execute(sa.text("SELECT 1")).scalar(), write=False)
 
     async def now(self) -> int:
-        """See the contract."""
         return await self._run(self._now, write=False)
 
     async def check_schema(self) -> None:
@@ -142,62 +137,51 @@ class CoreStore:
     # ---------------------------------------------------------------- accept
 
     async def routing(self) -> Routing:
-        """See the contract."""
-        return await self._run(accepting.routing, write=False)
+        return await self._run(routes.routing, write=False)
 
     async def accept(self, batch: AcceptBatch) -> AcceptResult:
-        """See the contract."""
         return await self._run(lambda c: accepting.accept_batch(c, self.traits, batch, self._now(c)))
 
     async def mark_due(self, hashes: Sequence[bytes], limit: int = 1000) -> tuple[frozenset[str], bool]:
-        """See the contract."""
         return await self._run(lambda c: accepting.mark_due(c, self.traits, hashes, limit, self._now(c)))
 
     async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
-        """See the contract."""
-        found = await self._run(lambda c: accepting.find_shape(c, pattern, paths), write=False)
+        found = await self._run(lambda c: routes.find_shape(c, pattern, paths), write=False)
         if found is not None:
             return found
-        return await self._run(lambda c: accepting.register_shape(c, self.traits, pattern, paths))
+        return await self._run(lambda c: routes.register_shape(c, self.traits, pattern, paths))
 
     async def events_of_pattern(self, pattern: str, after: int, until: int, limit: int) -> list[EventRow]:
-        """See the contract."""
         return await self._run(
-            lambda c: accepting.events_of_pattern(c, pattern, after, until, limit), write=False
+            lambda c: routes.events_of_pattern(c, pattern, after, until, limit), write=False
         )
 
     async def backfill(
         self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
     ) -> frozenset[str]:
-        """See the contract."""
         return await self._run(
-            lambda c: accepting.backfill(c, self.traits, shape_id, keys, self._now(c), done=done)
+            lambda c: routes.backfill(c, self.traits, shape_id, keys, self._now(c), done=done)
         )
 
     async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
-        """See the contract."""
-        await self._run(lambda c: accepting.declare_triggers(c, self.traits, triggers))
+        await self._run(lambda c: routes.declare_triggers(c, self.traits, triggers))
 
     # ---------------------------------------------------------------- claim and turn
 
     async def claim(
         self, app: str, workflows: Sequence[str], worker: str, limit: int
     ) -> list[ClaimedInstance]:
-        """See the contract."""
         return await self._run(
             lambda c: turns.claim(c, self.traits, app, workflows, worker, limit, self._now(c))
         )
 
     async def owned(self, worker: str) -> list[ClaimedInstance]:
-        """See the contract."""
         return await self._run(lambda c: turns.owned(c, worker), write=False)
 
     async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
-        """See the contract."""
         return await self._run(lambda c: turns.load(c, instance_ids, with_history=history), write=False)
 
     async def flush(self, turns_: Sequence[Turn]) -> FlushResult:
-        """See the contract."""
         self.flushes += 1
         careful = False
         while True:
@@ -213,81 +197,48 @@ class CoreStore:
         return turns.flush(c, self.traits, turns_, self._now(c), careful=careful)
 
     async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
-        """See the contract."""
-        return await connection.run_sync(lambda c: turns.apply_one(c, self.traits, turn, self._now(c)))
+        return await connection.run_sync(lambda c: sessions.apply_turn(c, self.traits, turn, self._now(c)))
 
     async def record_fence(self, instance_id: str, seq: int) -> int | None:
-        """See the contract."""
         select = sa.select(history.c.fence).where(history.c.instance_id == instance_id, history.c.seq == seq)
         return await self._run(lambda c: c.execute(select).scalar(), write=False)
 
     async def enqueue_in_session(
         self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
     ) -> None:
-        """See the contract."""
-        await connection.run_sync(lambda c: self.enqueue_on(c, messages))
-
-    def enqueue_on(self, c: sa.Connection, messages: Sequence[OutboxMessage]) -> None:
-        """The same on a sync connection."""
-        if messages:
-            now = self._now(c)
-            c.execute(sa.insert(outbox), [turns.outbox_values(message, now) for message in messages])
+        await connection.run_sync(lambda c: sessions.enqueue(c, messages, self._now(c)))
 
     async def insert_instances_in_session(
         self, connection: AsyncConnection, new: Sequence[NewInstance]
     ) -> None:
-        """See the contract."""
-
-        def insert(c: sa.Connection) -> None:
-            now = self._now(c)
-            try:
-                c.execute(sa.insert(instances), [turns.instance_values(instance, now) for instance in new])
-            except sa.exc.IntegrityError as error:
-                msg = (
-                    f"an instance with one of the ids {[i.id for i in new]} (or its live key) exists already"
-                )
-                raise InstanceExistsError(msg) from error
-
-        await connection.run_sync(insert)
+        await connection.run_sync(lambda c: sessions.insert_instances(c, new, self._now(c)))
 
     async def insert_instances(self, new: Sequence[NewInstance]) -> list[bool]:
-        """See the contract."""
-        tokens = [instance.id for instance in new]
-
-        def insert(c: sa.Connection) -> list[bool]:
-            now = self._now(c)
-            taken = set(c.execute(sa.select(instances.c.id).where(instances.c.id.in_(tokens))).scalars())
-            rows = [turns.instance_values(i, now) for i in new if i.id not in taken]
-            self.traits.insert_ignoring(c, instances, sorted(rows, key=lambda row: str(row["id"])))
-            there = set(c.execute(sa.select(instances.c.id).where(instances.c.id.in_(tokens))).scalars())
-            return [instance.id in there and instance.id not in taken for instance in new]
-
-        return await self._run(insert)
+        return await self._run(lambda c: instances.insert_instances(c, self.traits, new, self._now(c)))
 
     # ---------------------------------------------------------------- ownership
 
     def heart(self) -> Any:
-        """See the contract."""
         raise NotImplementedError
 
     async def register_worker(self, worker: str, app: str, lease_us: int) -> None:
-        """See the contract."""
-        await self._run(lambda c: ownership.register_worker(c, worker, app, lease_us, self._now(c)))
+        await self._run(
+            lambda c: ownership.register_worker(c, self.traits, worker, app, lease_us, self._now(c))
+        )
 
     async def retire_worker(self, worker: str) -> int:
-        """See the contract."""
         return await self._run(lambda c: ownership.retire_worker(c, self.traits, worker, self._now(c)))
 
     async def requeue_expired(self, limit: int = 1000) -> tuple[frozenset[str], int]:
-        """See the contract."""
         return await self._run(lambda c: ownership.requeue_expired(c, self.traits, limit, self._now(c)))
 
+    async def resume(self, instance_id: str) -> str | None:
+        return await self._run(lambda c: ownership.resume(c, self.traits, instance_id, self._now(c)))
+
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
-        """See the contract."""
         return await self._run(lambda c: accepting.fire_timers(c, self.traits, limit, self._now(c)))
 
     async def poll(self, app: str) -> Beat:
-        """See the contract."""
         return await self._run(
             lambda c: ownership.look_around(c, None, app, self._now(c), alive=True), write=False
         )
@@ -303,25 +254,21 @@ class CoreStore:
     async def outbox_take(
         self, destination: str, owner: str, lease_us: int, limit: int, max_bytes: int
     ) -> TakenRows:
-        """See the contract."""
         return await self._run(
             lambda c: relay.take(c, self.traits, destination, owner, lease_us, limit, max_bytes, self._now(c))
         )
 
     async def outbox_settle(self, destination: str, owner: str, outcome: RelayOutcome) -> bool:
-        """See the contract."""
         return await self._run(
             lambda c: relay.settle(c, self.traits, destination, owner, outcome, self._now(c))
         )
 
     async def outbox_release(self, destination: str, owner: str) -> None:
-        """See the contract."""
         await self._run(lambda c: relay.release(c, destination, owner))
 
     # ---------------------------------------------------------------- queries
 
     async def get_instance(self, instance_id: str) -> InstanceRow | None:
-        """See the contract."""
         return await self._run(lambda c: queries.get_instance(c, instance_id), write=False)
 
     async def find_instances(
@@ -337,10 +284,10 @@ class CoreStore:
         limit: int = 50,
         before: tuple[int, str] | None = None,
     ) -> list[InstanceRow]:
-        """See the contract."""
         return await self._run(
             lambda c: queries.find_instances(
                 c,
+                self.traits,
                 app=app,
                 states=states,
                 workflow_contains=workflow_contains,
@@ -355,11 +302,9 @@ class CoreStore:
         )
 
     async def get_history(self, instance_id: str) -> list[Record]:
-        """See the contract."""
         return await self._run(lambda c: queries.get_history(c, instance_id), write=False)
 
     async def counts(self) -> Mapping[str, int]:
-        """See the contract."""
         return await self._run(queries.counts, write=False)
 
     # ---------------------------------------------------------------- hints

@@ -1,4 +1,7 @@
-"""Where databases differ, as objects: locks, clocks, inserts that leave existing rows alone. No test of a dialect's name elsewhere."""
+"""Where databases differ, as objects: locks, clocks, inserts that leave existing rows alone.
+
+Nothing else in ``core`` asks for a dialect's name.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,11 @@ class Traits(Protocol):
         ...
 
     def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
-        """The select with row locks."""
+        """The select (by primary key) with row locks."""
+        ...
+
+    def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """Text without the difference of upper and lower case; to be compared as it is."""
         ...
 
 
@@ -65,6 +72,10 @@ class PostgreSQLTraits:
         """FOR NO KEY UPDATE: foreign keys of users' tables may still point at the row."""
         return select.with_for_update(key_share=True, skip_locked=skip_locked)
 
+    def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """By the database's own collation: ours is "C", which knows only the 26 letters."""
+        return sa.func.lower(sa.collate(sa.cast(text, sa.Text), "default"))
+
 
 class MySQLTraits:
     """MySQL and MariaDB: one locked row, ON DUPLICATE KEY."""
@@ -72,7 +83,8 @@ class MySQLTraits:
     name = "mysql"
     skips_locked = True
     holds_writer = False
-    _now = sa.text("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)")
+    # UTC, so that no session's time zone folds an hour twice.
+    _now = sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
 
     def now(self, connection: sa.Connection) -> int:
         """One statement."""
@@ -91,8 +103,14 @@ class MySQLTraits:
             connection.execute(statement.on_duplicate_key_update({key.name: key}), list(rows))
 
     def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
-        """FOR UPDATE."""
+        """FOR UPDATE, through the primary key: on a small table all rows would be read, and so locked."""
+        for table in select.get_final_froms():
+            select = select.with_hint(table, "FORCE INDEX (PRIMARY)", "mysql")
         return select.with_for_update(skip_locked=skip_locked)
+
+    def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """As text, which keys are not, and then byte by byte, lest accents go with the case."""
+        return sa.collate(sa.func.lower(sa.cast(text, sa.CHAR())), "utf8mb4_bin")
 
 
 class SQLiteTraits:
@@ -117,6 +135,10 @@ class SQLiteTraits:
     def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:  # noqa: ARG002
         """Nothing to add."""
         return select
+
+    def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """By a function of ours; SQLite's own knows only the 26 letters."""
+        return sa.func.edda_lower(text, type_=sa.Text)
 
 
 _BY_NAME: dict[str, Traits] = {

@@ -1,17 +1,26 @@
 """flush, claim, load: the engine's transactions. See ``contract.Storage`` for what each promises.
 
-A turn is applied if and only if its fence is compared on the locked row; what was applied by an earlier try (unknown commit) is
-recognised by its first record, or by its release.
+A turn is applied if and only if its fence is compared on the locked row; what was applied by an earlier try (unknown
+commit) is recognised by its first record, or by its release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from edda.storage.core.traits import Traits
+from edda.storage.core.values import (
+    chunked,
+    event_row,
+    instance_values,
+    outbox_values,
+    record_of,
+    record_values,
+)
+from edda.storage.core.wakes import has_event, shape_ready
 from edda.storage.rows import (
     ENDED,
     Applied,
@@ -19,9 +28,7 @@ from edda.storage.rows import (
     EventRow,
     FlushResult,
     LoadedInstance,
-    NewInstance,
     NewWait,
-    OutboxMessage,
     Record,
     Release,
     State,
@@ -30,130 +37,14 @@ from edda.storage.rows import (
     WaitKind,
     WaitRow,
 )
-from edda.storage.schema import event_keys, events, history, instances, outbox, shapes, waits, workers
-
-#: Parameters per statement stay far below every database's limit.
-CHUNK = 500
+from edda.storage.schema import event_keys, events, history, instances, outbox, waits, workers
 
 
 class RepeatedFlushError(Exception):
     """A record exists already: look before inserting. Internal; the transaction is run again."""
 
 
-def chunked(items: Sequence[Any], size: int = CHUNK) -> Iterable[Sequence[Any]]:
-    """Pieces of a list."""
-    return (items[at : at + size] for at in range(0, len(items), size))
-
-
-# ---------------------------------------------------------------------------------------------- rows
-
-
-def instance_values(new: NewInstance, now: int, start_event: int = 0) -> dict[str, Any]:
-    """The row of a new instance."""
-    owned = new.owner is not None
-    return {
-        "id": new.id,
-        "app": new.app,
-        "workflow": new.workflow,
-        "version": new.version,
-        "state": State.RUNNING if owned else State.RUNNABLE,
-        "owner": new.owner,
-        "fence": 1 if owned else 0,
-        "signals": 0,
-        "chain": new.chain or new.id,
-        "chain_started_at": now if new.chain_started_at is None else new.chain_started_at,
-        "live_key": new.live_key,
-        "priority": new.priority,
-        "available_at": now + new.delay_us,
-        "recoveries": 0,
-        "start_event": start_event or new.start_event,
-        "parent": new.parent,
-        "parent_seq": new.parent_seq,
-        "created_at": now,
-        "updated_at": now,
-        "ended_at": None,
-        "input": new.input,
-        "carried": new.carried,
-        "output": None,
-        "output_type": None,
-        "error": None,
-    }
-
-
-def record_values(instance_id: str, fence: int, record: Record, now: int) -> dict[str, Any]:
-    """The row of a record."""
-    return {
-        "instance_id": instance_id,
-        "seq": record.seq,
-        "pos": record.pos,
-        "fence": fence,
-        "kind": record.kind,
-        "name": record.name,
-        "args_hash": record.args_hash,
-        "payload": record.payload,
-        "content_type": record.content_type,
-        "recorded_at": now,
-    }
-
-
-def outbox_values(message: OutboxMessage, now: int) -> dict[str, Any]:
-    """The row of an event on its way out."""
-    return {
-        "destination": message.destination,
-        "ordering_key": message.ordering_key,
-        "state": "pending",
-        "type": message.type,
-        "source": message.source,
-        "event_id": message.event_id,
-        "attributes": message.attributes,
-        "data": message.data,
-        "content_type": message.content_type,
-        "attempts": 0,
-        "available_at": now,
-        "created_at": now,
-        "instance_id": message.instance_id,
-        "reason": None,
-    }
-
-
-def event_row(row: Any) -> EventRow:
-    """An event from its table."""
-    return EventRow(
-        row.seq,
-        row.type,
-        row.source,
-        row.event_id,
-        row.attributes,
-        row.data,
-        row.content_type,
-        row.addressee,
-        row.accepted_at,
-    )
-
-
-# ---------------------------------------------------------------------------------------------- what a wait sees
-
 _key = event_keys.alias("k")
-_shape = shapes.alias("s")
-
-#: Whether the wait's shape is ready (no shape: it is).
-shape_ready = ~sa.exists(
-    sa.select(1).where(_shape.c.id == waits.c.shape_id, ~_shape.c.ready).correlate(waits)
-)
-
-_unreceived = (
-    sa.select(_key.c.seq)
-    .where(
-        _key.c.hash == waits.c.hash,
-        sa.or_(_key.c.addressee == "", _key.c.addressee == waits.c.chain),
-        _key.c.seq > waits.c.cursor,
-        _key.c.seq != waits.c.skip,
-    )
-    .correlate(waits)
-)
-
-#: Whether an event wait has an unreceived event.
-has_event = sa.and_(waits.c.kind == WaitKind.EVENT, shape_ready, sa.exists(_unreceived))
 
 _first_event = (
     sa.select(sa.func.min(_key.c.seq))
@@ -421,18 +312,6 @@ def _look(c: sa.Connection, turns: Sequence[Turn], results: dict[str, TurnResult
             results[turn.instance_id] = TurnResult(Applied.KEPT, results[turn.instance_id].signals)
 
 
-def apply_one(c: sa.Connection, traits: Traits, turn: Turn, now: int) -> TurnResult:
-    """One turn without waits and release on the user's own transaction, which rolls back when this is not APPLIED."""
-    locked = _lock(c, traits, [turn.instance_id])
-    verdict = _judge(turn, locked.get(turn.instance_id), {})
-    if verdict is not None:
-        return verdict
-    if _records_before(c, [turn]):
-        return TurnResult(Applied.LOST, locked[turn.instance_id].signals)
-    _write(c, traits, [turn], locked, now)
-    return TurnResult(Applied.APPLIED, locked[turn.instance_id].signals)
-
-
 # ---------------------------------------------------------------------------------------------- claim and load
 
 _CLAIMED = (
@@ -530,13 +409,6 @@ def load(c: sa.Connection, ids: Sequence[str], *, with_history: bool) -> dict[st
     return loaded
 
 
-def record_of(row: Any) -> Record:
-    """A record from its table."""
-    return Record(
-        row.seq, row.pos, row.kind, row.name, row.payload, row.content_type, row.args_hash, row.recorded_at
-    )
-
-
 def _waits(c: sa.Connection, ids: Sequence[str]) -> dict[str, list[WaitRow]]:
     chooses = sa.and_(waits.c.due, waits.c.kind == WaitKind.EVENT, shape_ready)
     rows = c.execute(
@@ -568,4 +440,4 @@ def _waits(c: sa.Connection, ids: Sequence[str]) -> dict[str, list[WaitRow]]:
     return found
 
 
-__all__ = ["apply_one", "claim", "flush", "load", "owned"]
+__all__ = ["claim", "flush", "load", "outbox_values", "owned"]

@@ -130,6 +130,7 @@ def connect(url: sa.URL) -> sqlite3.Connection:
     try:
         for setting in (*SETTINGS, _CHECKPOINT):
             connection.execute(f"PRAGMA {setting}").fetchall()
+        connection.create_function("edda_lower", 1, str.lower, deterministic=True)
     except BaseException:
         connection.close()
         raise
