@@ -1,7 +1,7 @@
 """The tables, said once for all databases. They live beside the user's own; every name starts with ``edda_``.
 
 Columns that are compared for equality are ``Key``: on MySQL and MariaDB they are VARBINARY, because their text
-collations take 'A', 'á' and 'a ' for 'a'. Times are BIGINT microseconds (see ``docs/decisions``).
+collations take 'A', 'á' and 'a ' for 'a'. Times are BIGINT microseconds (ADR-0001).
 """
 
 from __future__ import annotations
