@@ -15,10 +15,15 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not now (or unknown whether it arrived): publish again. ``after``: seconds that the other side asked for."""
+    """Not now (or unknown whether it arrived): publish again.
+
+    ``after``: seconds that the other side asked for. ``everything``: it takes no message at all now, so that the others
+    wait, too, and are not tried in vain.
+    """
 
     reason: str
     after: float | None = None
+    everything: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Publisher(Protocol):
         ...
 
     async def publish(self, event: CloudEvent) -> Confirm:
-        """Send one event and wait for its confirm, at most ``publish_timeout``. Does not raise for what the other side does."""
+        """Send one event and wait for its confirm. Does not raise for what the other side does."""
         ...
 
     async def close(self) -> None:

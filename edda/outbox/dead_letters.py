@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from edda.storage.schema import outbox
+from edda.outbox.outlets import tell_outlets
+from edda.storage.core import letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,60 +27,33 @@ class DeadOutboxRow:
 async def dead_rows(engine: AsyncEngine, limit: int = 100) -> list[DeadOutboxRow]:
     """The oldest first."""
     async with engine.connect() as connection:
-        rows = await connection.execute(
-            sa.select(outbox).where(outbox.c.state == "dead").order_by(outbox.c.id).limit(limit)
+        rows = await connection.run_sync(letters.dead, limit)
+    return [
+        DeadOutboxRow(
+            row.id,
+            row.destination,
+            row.type,
+            row.source,
+            row.event_id,
+            row.ordering_key,
+            row.attempts,
+            row.reason or "",
         )
-        return [
-            DeadOutboxRow(
-                row.id,
-                row.destination,
-                row.type,
-                row.source,
-                row.event_id,
-                row.ordering_key,
-                row.attempts,
-                row.reason or "",
-            )
-            for row in rows
-        ]
+        for row in rows
+    ]
 
 
 async def replay(engine: AsyncEngine, row_id: int) -> bool:
     """Try a dead row again, in front of those of its key; False if there is no such dead row."""
-    return await _move(engine, row_id, discard=False)
+    async with engine.begin() as connection:
+        found = await connection.run_sync(letters.replay, row_id)
+    tell_outlets()
+    return found
 
 
 async def discard(engine: AsyncEngine, row_id: int) -> bool:
-    """Give a dead row up for good and let those of its key go on."""
-    return await _move(engine, row_id, discard=True)
-
-
-async def _move(engine: AsyncEngine, row_id: int, *, discard: bool) -> bool:
+    """Give a dead row up for good and let those of its key go on; False if there is no such dead row."""
     async with engine.begin() as connection:
-        row = (
-            await connection.execute(
-                sa.select(outbox.c.destination, outbox.c.ordering_key).where(
-                    outbox.c.id == row_id, outbox.c.state == "dead"
-                )
-            )
-        ).one_or_none()
-        if row is None:
-            return False
-        if not discard:
-            # Retrying and due: the relay takes such rows before the pending ones of their key.
-            await connection.execute(
-                sa.update(outbox).where(outbox.c.id == row_id).values(state="retrying", available_at=0)
-            )
-            return True
-        await connection.execute(sa.delete(outbox).where(outbox.c.id == row_id))
-        if row.ordering_key is not None:
-            await connection.execute(
-                sa.update(outbox)
-                .where(
-                    outbox.c.destination == row.destination,
-                    outbox.c.ordering_key == row.ordering_key,
-                    outbox.c.state == "parked",
-                )
-                .values(state="pending")
-            )
-        return True
+        found = await connection.run_sync(letters.discard, row_id)
+    tell_outlets()
+    return found

@@ -1,11 +1,14 @@
 """CloudEvents by POST: a 2xx is the confirm.
 
-408, 425, 429 and 5xx, and whatever happens to the connection, are tried again (Retry-After is obeyed); other 4xx and redirects are permanent:
-the same request would get the same answer.
+408, 425, 429, 5xx, refused credentials (they are the relay's, not the event's) and whatever happens to the connection
+are tried again, Retry-After is obeyed. Other 4xx and redirects are permanent: the same request would get the same
+answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import email.utils
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +23,14 @@ from outbox_relays.publisher import Confirm, Confirmed, Permanent, Retry
 if TYPE_CHECKING:
     import httpx
 
-_AGAIN = frozenset({408, 425, 429})
+_AGAIN = frozenset({401, 407, 408, 425, 429})
 _LONGEST_RETRY_AFTER = 3_600.0
+_LONGEST_DESTINATION = 255
+
+#: As much of an answer is read: it confirms by its status, and explains a refusal.
+_ANSWER_BYTES = 65_536
+_SHOWN_CHARACTERS = 500
+_DRAIN_SECONDS = 1.0
 
 
 class HttpPublisher:
@@ -53,6 +62,21 @@ class HttpPublisher:
         if not url.startswith(("http://", "https://")):
             msg = "HttpPublisher: the URL must begin with http:// or https://, for example 'https://example.com/events'"
             raise ConfigurationError(msg)
+        if not 0 < len(destination.encode()) <= _LONGEST_DESTINATION:
+            msg = f"HttpPublisher: destination={destination!r} must have 1 to {_LONGEST_DESTINATION} bytes, e.g. 'bank'"
+            raise ConfigurationError(msg)
+        if mode not in {"binary", "structured", "batch"}:
+            msg = f"HttpPublisher: mode={mode!r} is not one of 'binary', 'structured' and 'batch'"
+            raise ConfigurationError(msg)
+        if publish_timeout <= 0 or concurrency < 1:
+            msg = (
+                f"HttpPublisher: publish_timeout={publish_timeout:g} must be above 0 (10 is usual) and "
+                f"concurrency={concurrency} at least 1 (64 is usual)"
+            )
+            raise ConfigurationError(msg)
+        if isinstance(types, str):
+            msg = f"HttpPublisher: types={types!r} must be a list of patterns, for example types=[{types!r}]"
+            raise ConfigurationError(msg)
         for pattern in types:
             validate_pattern(pattern)
         self.destination = destination
@@ -61,7 +85,10 @@ class HttpPublisher:
         self._url = url
         self._types = frozenset(types)
         self._mode = mode
-        self._headers = {**(headers or {}), **({"authorization": f"Bearer {token}"} if token else {})}
+        # As bytes: a token need not be ASCII.
+        self._headers = {name.encode(): value.encode() for name, value in (headers or {}).items()}
+        if token:
+            self._headers[b"authorization"] = f"Bearer {token}".encode()
         self._client: httpx.AsyncClient | None = None
 
     def __repr__(self) -> str:
@@ -79,10 +106,15 @@ class HttpPublisher:
         except ImportError as error:
             what = "HttpPublisher"
             raise MissingExtraError(what, "http") from error
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+        try:
+            httpx.URL(self._url)
+        except httpx.InvalidURL as error:
+            msg = f"HttpPublisher {self.destination!r}: its URL (not shown, it may hold a secret) is none: {error}"
+            raise ConfigurationError(msg) from None
         self._client = httpx.AsyncClient(
-            limits=limits,
-            timeout=self.publish_timeout,
+            limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
+            # The relay counts the whole. A connection that takes half of it will not be made: nobody is there.
+            timeout=httpx.Timeout(self.publish_timeout, connect=self.publish_timeout / 2),
             follow_redirects=False,
             headers=self._headers,
             trust_env=False,
@@ -92,39 +124,68 @@ class HttpPublisher:
         """See the contract."""
         import httpx
 
-        assert self._client is not None, "open() first"  # noqa: S101
+        if self._client is None:
+            msg = f"HttpPublisher {self.destination!r} is not open"
+            raise RuntimeError(msg)
         if self._mode == "binary":
             headers, body = to_binary(event)
         else:
             headers, body = to_structured(event) if self._mode == "structured" else to_batch([event])
         try:
-            response = await self._client.post(self._url, headers=headers, content=body)
-        except httpx.InvalidURL as error:
-            return Permanent(f"the destination's URL is not one: {error}")
+            async with self._client.stream("POST", self._url, headers=headers, content=body) as response:
+                if response.is_success:
+                    await _drain(response)
+                    return Confirmed()
+                text = await _beginning(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Retry(f"{type(error).__name__}: {error}", everything=True)
         except httpx.HTTPError as error:
-            return Retry(f"{type(error).__name__}: {error}")
-        if response.is_success:
-            return Confirmed()
-        reason = f"HTTP {response.status_code}: {response.text[:500]}"
-        if response.status_code in _AGAIN or response.is_server_error:
-            return Retry(reason, _retry_after(response.headers.get("retry-after")))
-        return Permanent(reason)
+            return Retry(f"{type(error).__name__}: {error}")  # unknown: it may have arrived
+        reason = f"HTTP {response.status_code}: {text}"
+        if response.status_code not in _AGAIN and not response.is_server_error:
+            return Permanent(reason)
+        after = _retry_after(response.headers.get("retry-after"))
+        # "Too many" and "not now, but then" are said of the service, not of this event.
+        everything = response.status_code == 429 or (response.status_code == 503 and after is not None)
+        return Retry(reason, after, everything=everything)
 
     async def close(self) -> None:
         """See the contract."""
         if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+            client, self._client = self._client, None
+            await client.aclose()
+
+
+async def _drain(response: httpx.Response) -> None:
+    """Read the rest of a confirm, so that its connection can be used again; the status has said all there is to say."""
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            await _beginning(response)
+
+
+async def _beginning(response: httpx.Response) -> str:
+    """Read an answer to its end, unless it has none."""
+    text = b""
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        text += chunk[: 4 * _SHOWN_CHARACTERS - len(text)]
+        if size > _ANSWER_BYTES:
+            break
+    return text.decode("utf-8", "replace")[:_SHOWN_CHARACTERS]
 
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds, from RFC 9110's delay-seconds or HTTP-date."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return min(float(value), _LONGEST_RETRY_AFTER)
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return min(float(value[:20]), _LONGEST_RETRY_AFTER)
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return min(max(0.0, moment.timestamp() - time.time()), _LONGEST_RETRY_AFTER)
+    return min(max(0.0, moment - time.time()), _LONGEST_RETRY_AFTER)
