@@ -69,6 +69,8 @@ class Barrier:
 
         if self.stops:
             await eventually(settled)
+        else:
+            await asyncio.sleep(0)  # it has begun
         return task
 
     async def _build(self, table: sa.Table, operation: str, when: str) -> None:
