@@ -71,7 +71,12 @@ async def _drop(admin_url: str, name: str) -> None:
 
 
 async def _kill_connections(connection: AsyncConnection, name: str) -> None:
-    query = sa.text("SELECT id FROM information_schema.processlist WHERE db = :name")
+    # MySQL's processlist cannot be read while any connection, of whatever database, runs a statement with binary data.
+    query = sa.text(
+        "SELECT id FROM information_schema.processlist WHERE db = :name"
+        if getattr(connection.dialect, "is_mariadb", False)
+        else "SELECT processlist_id FROM performance_schema.threads WHERE processlist_db = :name"
+    )
     for (id_,) in (await connection.execute(query, {"name": name})).all():
         with suppress(sa.exc.DBAPIError):  # it has gone by itself
             await connection.execute(sa.text(f"KILL {int(id_)}"))
