@@ -10,6 +10,7 @@ from edda.storage.contract import Storage
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
 from tests.interleavings.deadlocks import Deadlocks
+from tests.interleavings.lost import Lossy
 from tests.interleavings.raw import Raw
 from tests.support.databases import Database
 from tests.support.proxy import Proxy, proxied
@@ -83,3 +84,10 @@ async def proxy(database: Database) -> AsyncIterator[Proxy | None]:
         return
     async with proxied(database.url) as running:
         yield running
+
+
+@pytest.fixture
+async def lossy(another_store: OpenStore, proxy: Proxy | None) -> Lossy:
+    """The store of worker "a", by way of a network that loses things."""
+    store = await another_store("a", url=None if proxy is None else proxy.url)
+    return Lossy(store, proxy)
