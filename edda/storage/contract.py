@@ -290,7 +290,7 @@ class Storage(Protocol):
         ...
 
     async def resume(self, instance_id: str) -> str | None:
-        """A paused instance becomes runnable again: fence + 1, error NULL, available_at now. Its app; None: not paused."""
+        """A paused instance becomes runnable: fence + 1, error NULL, available_at now. Its app; None: not paused."""
         ...
 
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
@@ -313,8 +313,9 @@ class Storage(Protocol):
         """Take or renew the relay lease of the destination (free, expired, or already ours), then read rows.
 
         First retrying rows with available_at <= now, then pending ones in id order, ``limit`` together, at most
-        ``max_bytes`` of data (at least one row). Of one ordering key: nothing behind a row that is retrying (not yet
-        available) or dead, and the rows of a key in id order. Not held by us -> TakenRows(held=False).
+        ``max_bytes`` of data (at least one row). Of one ordering key: nothing behind a row that is retrying, parked or
+        dead (what is pending there becomes parked), and the rows of a key in id order. Not held by us ->
+        TakenRows(held=False).
         """
         ...
 
