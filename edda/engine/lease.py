@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from edda.errors import EddaError
 from edda.storage.contract import Storage
 from edda.storage.rows import Beat
 
@@ -76,7 +75,7 @@ class Lease:
                 if self._loop_turns():
                     try:
                         beat = await heart.beat(self._worker, self._app, self._lease_us)
-                    except EddaError as error:
+                    except Exception as error:  # noqa: BLE001, without this thread the worker would never hear that it is dead
                         log.warning("lease_not_renewed", extra={"worker": self._worker, "error": str(error)})
                         pause = min(_RETRY_PAUSE, self._interval)
                     else:

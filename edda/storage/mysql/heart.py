@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from edda.errors import StorageUnavailableError
 from edda.storage.mysql.connection import Link, Row
-from edda.storage.mysql.errors import translate
+from edda.storage.mysql.errors import Meaning, meaning, translate
 from edda.storage.mysql.statements import CLOCK, Statement
 from edda.storage.rows import Beat
 
@@ -69,9 +70,11 @@ class MySQLHeart:
         except BaseException as error:
             # Whatever it was, the next beat starts with a fresh connection.
             await self.close()
-            if isinstance(error, Exception):
-                raise translate(error) from error
-            raise
+            if not isinstance(error, Exception):
+                raise
+            if meaning(error) is Meaning.AGAIN:  # a deadlock with those who declare others dead
+                raise StorageUnavailableError(f"MySQL refused a renewal: {error}. Send it again.") from error
+            raise translate(error) from error
         row = answers[-1].rows[0]
         # Not by the number of changed rows: a row that already had this expiry does not count as changed.
         return _beat(row, alive=bool(row[1]))
