@@ -2,7 +2,7 @@
 
 ``store`` is one process's store, migrated and open, with the worker ``given.WORKER`` registered. ``another_store()``
 opens one more process's store on the same database (for memory, which has no processes: the same one). ``sql_store``
-is ``store`` on those that have SQL, for what users' own sessions do.
+is a store that has SQL, for what users' own sessions do.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,13 +30,12 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Database | None:
 
 
 @pytest.fixture
-async def another_store(server: Database | None) -> AsyncIterator[OpenStore]:
+async def opened() -> AsyncIterator[Callable[[str], Awaitable[Storage]]]:
+    """Opens stores, migrated, and closes them at the end."""
     stores: list[Storage] = []
 
-    async def make() -> Storage:
-        if server is None and stores:
-            return stores[0]
-        store = open_store("memory:" if server is None else server.url)
+    async def make(url: str) -> Storage:
+        store = open_store(url)
         stores.append(store)
         await store.open()
         await store.migrate()
@@ -48,6 +47,20 @@ async def another_store(server: Database | None) -> AsyncIterator[OpenStore]:
 
 
 @pytest.fixture
+async def another_store(server: Database | None, opened: Callable[[str], Awaitable[Storage]]) -> OpenStore:
+    shared: list[Storage] = []
+
+    async def make() -> Storage:
+        if server is not None:
+            return await opened(server.url)
+        if not shared:
+            shared.append(await opened("memory:"))
+        return shared[0]
+
+    return make
+
+
+@pytest.fixture
 async def store(another_store: OpenStore) -> Storage:
     store = await another_store()
     await store.register_worker(given.WORKER, given.APP, given.HOUR)
@@ -55,7 +68,7 @@ async def store(another_store: OpenStore) -> Storage:
 
 
 @pytest.fixture
-async def sql_store(store: Storage) -> Storage:
-    if store.dialect == MEMORY:
-        pytest.skip("memory: has no sessions of users")
+async def sql_store(database: Database, opened: Callable[[str], Awaitable[Storage]]) -> Storage:
+    store = await opened(database.url)
+    await store.register_worker(given.WORKER, given.APP, given.HOUR)
     return store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ from edda.storage.rows import (
 
 #: Dead workers without instances are kept for this long, so that a late heartbeat finds itself dead.
 OLD_US = 3_600_000_000
+
+_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*\Z")
 
 
 class MemoryHeart:
@@ -334,6 +337,11 @@ class MemoryStore:
         limit: int = 50,
         before: tuple[int, str] | None = None,
     ) -> list[InstanceRow]:
+        for path in input_filters or {}:
+            if not _PATH.match(path):
+                raise ConfigurationError(
+                    f"input_filters: {path!r} is not a path; use names joined by dots, like 'order.customer_id'"
+                )
         with self.transaction() as t:
             rows = [
                 row
@@ -412,8 +420,12 @@ def _fits(pattern: str, event_type: str) -> bool:
 
 
 def _matches(payload: bytes, filters: Mapping[str, object]) -> bool:
+    try:
+        document = from_json(payload) if filters else None
+    except ValueError:
+        return False
     for path, wanted in filters.items():
-        value = from_json(payload)
+        value = document
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
