@@ -21,7 +21,7 @@ def insert_instances(c: sa.Connection, traits: Traits, new: Sequence[NewInstance
         if instance.id not in rows:
             rows[instance.id] = instance_values(instance, now)
             first.append(place)
-    traits.insert_ignoring(c, instances, list(rows.values()))
+    traits.insert_ignoring(c, instances, sorted(rows.values(), key=lambda row: str(row["id"])))
     # Not by a look before the insert: another transaction could come between. What is here and is not ours has another
     # time or another input.
     inserted: set[str] = set()

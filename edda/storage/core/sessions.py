@@ -51,7 +51,8 @@ def insert_instances(c: sa.Connection, new: Sequence[NewInstance], now: int) -> 
         return
     try:
         with c.begin_nested():
-            c.execute(sa.insert(instances), [instance_values(instance, now) for instance in new])
+            in_order = sorted(new, key=lambda instance: instance.id)
+            c.execute(sa.insert(instances), [instance_values(instance, now) for instance in in_order])
     except sa.exc.IntegrityError as error:
         raise InstanceExistsError(
             f"an instance with one of the ids {[one.id for one in new]}, or with its live key, exists already. None of "
