@@ -14,9 +14,11 @@ class Deadlocks(logging.Handler):
         super().__init__()
         self._raw = raw
         self.heard: list[str] = []
+        self.again = 0  # transactions that were run again, for whatever reason
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage() == "transaction_again":
+            self.again += 1
             text = str(getattr(record, "error", ""))
             # On SQLite every refusal counts: there is nothing to wait for in the middle of a transaction.
             if "deadlock" in text.lower() or self._raw.kind == "sqlite":
