@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,22 @@ async def worker(text: str) -> None:
     await run_until_terminated(app)
 
 
+async def slow_worker(text: str) -> None:
+    """Starts ``orders`` workflows that wait for the file ``gate``, and works. Settings: url, lease, shutdown_timeout."""
+    settings = _begin(text)
+    os.environ["CRASH_GATE"] = settings["gate"]
+    app = EddaApp(
+        SHOP,
+        settings["url"],
+        workflows=[workflows.slow],
+        lease_seconds=settings["lease"],
+        shutdown_timeout=settings.get("shutdown_timeout", 30.0),
+    )
+    async with _working(app):
+        for number in range(settings["orders"]):
+            await workflows.slow.submit(order_id=f"slow/{number}")
+
+
 async def relay(text: str) -> None:
     """Sends the outbox to the sink. Settings: url, sink, fatal."""
     settings = _begin(text)
@@ -102,14 +120,22 @@ async def sink(text: str) -> None:
         await serve(Starlette(routes=[Route("/", take, methods=["POST"])]), settings.get("port", 0))
 
 
-async def run_until_terminated(app: EddaApp, on_ready: Callable[[], None] = lambda: None) -> None:
+async def run_until_terminated(app: EddaApp) -> None:
     """``ready`` on standard output, then work until SIGTERM."""
+    async with _working(app):
+        pass
+
+
+@asynccontextmanager
+async def _working(app: EddaApp) -> AsyncIterator[None]:
+    """``ready`` on standard output, then what the block does, then work until SIGTERM; then ``stopping``."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with app:
         print("ready", flush=True)
-        on_ready()
+        yield
         await stop.wait()
+        print("stopping", flush=True)
 
 
 async def serve(application: ASGIApp, port: int = 0) -> None:

@@ -24,6 +24,7 @@ from edda.transactional import send_event_transactional
 from edda.waits import sleep, wait_event
 from edda.workflow import workflow
 from tests.crash import killpoints
+from tests.support.eventually import eventually
 
 SOURCE = "/shop"
 
@@ -172,6 +173,27 @@ async def fulfil(ctx: WorkflowContext, order_id: str, customer: str) -> dict[str
 #: Started by events, and started by hand.
 triggered_order = workflow(on="order.created", name="order")(fulfil)
 order = workflow(name="order")(fulfil)
+
+
+@activity
+async def wait_for_the_gate(ctx: WorkflowContext, order_id: str) -> None:
+    """Ends when the file that the variable ``CRASH_GATE`` names is there."""
+    note("slow", order_id)
+    print(f"begins {order_id}", flush=True)
+    gate = Path(os.environ["CRASH_GATE"])
+    await eventually(gate.exists, timeout=3600, pause=0.02)
+    print(f"ends {order_id}", flush=True)
+
+
+@activity
+async def go_on(ctx: WorkflowContext, order_id: str) -> None:
+    print(f"begins after {order_id}", flush=True)
+
+
+@workflow(name="slow")
+async def slow(ctx: WorkflowContext, order_id: str) -> None:
+    await wait_for_the_gate(ctx, order_id)
+    await go_on(ctx, order_id)
 
 
 def result_of(order_id: str, amount: int) -> dict[str, Any]:
