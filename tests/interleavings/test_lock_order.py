@@ -223,13 +223,13 @@ async def test_an_expired_workers_instances_in_any_order_do_not_deadlock_with_it
             written += [t for t, r in zip(turns, results, strict=True) if r.applied is Applied.APPLIED]
         return written
 
-    told, *_ = await asyncio.gather(
-        asyncio.gather(*(flush_on(number, owner) for number, owner in enumerate(owners))),
-        *(other.requeue_expired(37) for _ in range(4)),
-    )
+    async with asyncio.TaskGroup() as group:
+        flushing = [group.create_task(flush_on(number, owner)) for number, owner in enumerate(owners)]
+        for _ in range(4):
+            group.create_task(other.requeue_expired(37))
     while (await other.requeue_expired(37))[1]:
         pass
-    written = sum(len(turns) for turns in told)
+    written = sum(len(task.result()) for task in flushing)
     assert await raw.count(history) == len(owners) * len(IDS) + written
     fences = {row.fence for row in await raw.rows(instances.select())}
     assert fences == {2}
