@@ -108,8 +108,8 @@ class HttpPublisher:
             raise MissingExtraError(what, "http") from error
         try:
             httpx.URL(self._url)
-        except httpx.InvalidURL as error:
-            msg = f"HttpPublisher {self.destination!r}: its URL (not shown, it may hold a secret) is none: {error}"
+        except httpx.InvalidURL:
+            msg = f"HttpPublisher {self.destination!r}: its URL cannot be read (it is not shown, it may hold a secret)"
             raise ConfigurationError(msg) from None
         self._client = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
