@@ -55,7 +55,7 @@ def accept_batch(c: sa.Connection, traits: Traits, batch: AcceptBatch, now: int)
         EventResult(Verdict.STALE_POSITION) if event.position in stale else None for event in batch.events
     ]
     offered = [(at, event) for at, event in enumerate(batch.events) if results[at] is None]
-    ours = _claim_identities(c, traits, batch.batch_id, offered, results, head.last_seq)
+    ours = _claim_identities(c, batch.batch_id, offered, results, head.last_seq)
     chains = _addressees(c, [event for _, event, _ in ours])
     _insert_events(c, ours, chains, now)
     woken, counts, more = _wake(c, traits, ours, chains, now)
@@ -118,13 +118,12 @@ def _advance_positions(c: sa.Connection, positions: Sequence[PositionAdvance]) -
 
 def _claim_identities(
     c: sa.Connection,
-    traits: Traits,
     batch_id: bytes,
     offered: Sequence[tuple[int, NewEvent]],
     results: list[EventResult | None],
     last_seq: int,
 ) -> list[tuple[int, NewEvent, int]]:
-    """Insert the identities that are new. The accept lock makes the look before the insert safe; the key decides anyway."""
+    """Insert the identities that are new. The accept lock makes the look before the insert safe."""
     known: dict[bytes, Any] = {}
     digests = sorted({event.digest for _, event in offered})
     for part in chunked(digests):
@@ -161,7 +160,7 @@ def _claim_identities(
 def _addressees(c: sa.Connection, batch: Sequence[NewEvent]) -> dict[str, tuple[str, bool]]:
     """Addressed instance -> (its chain, whether it has ended). Unknown ids stand for themselves: they may yet start."""
     ids = sorted({event.addressee for event in batch if event.addressee is not None})
-    found = {id: (id, False) for id in ids}
+    found = {one: (one, False) for one in ids}
     for part in chunked(ids):
         for row in c.execute(
             sa.select(instances.c.id, instances.c.chain, instances.c.state).where(instances.c.id.in_(part))

@@ -73,7 +73,7 @@ def find_instances(
     limit: int,
     before: tuple[int, str] | None,
 ) -> list[InstanceRow]:
-    """Newest first. Filters on the input are applied to pages as they are read: they mean the same on every database."""
+    """Newest first. Filters on the input are applied to pages as they are read, to mean the same everywhere."""
     for path in input_filters or {}:
         if not _PATH.match(path):
             msg = f"input_filters: {path!r} is not a path; use names joined by dots, for example 'order.customer_id'"

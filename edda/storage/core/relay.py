@@ -1,7 +1,8 @@
 """Rows on their way out: taken under a lease, settled in one transaction. See ``contract.Storage``.
 
 A row is pending (may be taken), retrying (failed, comes again), parked (behind an unconfirmed row of its ordering key)
-or dead (for an operator). Parking moves a blocked key's rows out of the way once, so that taking stays an index look-up.
+or dead (for an operator). Parking moves a blocked key's rows out of the way once, so that taking stays an index
+look-up.
 
 Both transactions begin with the lock of the lease's row: no two relays take or settle rows of a destination at a time.
 Rows that flushes insert meanwhile are pending, also behind a blocked one of their key; the next take parks these.

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -52,6 +53,21 @@ T = TypeVar("T")
 Transaction = Callable[[sa.Connection], T]
 
 _TRIES = 12
+
+
+#: Alembic keeps the migration that runs in globals: one at a time in a process, whatever its threads and loops.
+_MIGRATING = threading.Lock()
+
+
+@contextlib.asynccontextmanager
+async def one_migration() -> AsyncIterator[None]:
+    """Around whatever calls ``migrate_connection``: two apps of a process may start at once on two databases."""
+    while not _MIGRATING.acquire(blocking=False):
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _MIGRATING.release()
 
 
 class TransientError(Exception):
@@ -122,7 +138,8 @@ class CoreStore:
     # ---------------------------------------------------------------- life
 
     async def migrate(self) -> None:
-        await self._run(lambda c: migrate_connection(c, self.traits.name))
+        async with one_migration():
+            await self._run(lambda c: migrate_connection(c, self.traits.name))
 
     async def ping(self) -> None:
         await self._run(lambda c: c.execute(sa.text("SELECT 1")).scalar(), write=False)

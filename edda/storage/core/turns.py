@@ -396,7 +396,7 @@ def load(c: sa.Connection, ids: Sequence[str], *, with_history: bool) -> dict[st
                 sa.select(instances.c.id, instances.c.signals).where(instances.c.id.in_(part))
             )
         }
-        records: dict[str, list[Record]] = {id: [] for id in signals}
+        records: dict[str, list[Record]] = {one: [] for one in signals}
         if with_history:
             rows = c.execute(
                 sa.select(history).where(history.c.instance_id.in_(part)).order_by(history.c.pos)
@@ -404,8 +404,8 @@ def load(c: sa.Connection, ids: Sequence[str], *, with_history: bool) -> dict[st
             for row in rows:
                 records[row.instance_id].append(record_of(row))
         rows_of_waits = _waits(c, part)
-        for id, seen in signals.items():
-            loaded[id] = LoadedInstance(tuple(records[id]), tuple(rows_of_waits.get(id, ())), seen)
+        for one, seen in signals.items():
+            loaded[one] = LoadedInstance(tuple(records[one]), tuple(rows_of_waits.get(one, ())), seen)
     return loaded
 
 

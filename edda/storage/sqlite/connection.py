@@ -53,12 +53,7 @@ class ConnectionThread:
 
     async def run_cold(self, work: Callable[[sa.Connection], T]) -> T:
         """The same through SQLAlchemy, on the same connection."""
-
-        def transaction(connection: sqlite3.Connection) -> T:
-            with self._wrapped(connection).begin():
-                return work(self._wrapped(connection))
-
-        return await self.run(transaction)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._cold_transaction, work)
 
     async def close(self) -> None:
         """Close the connection and end the thread, after what it is doing."""
@@ -82,6 +77,16 @@ class ConnectionThread:
             if self._lock is not None:
                 self._lock.released()
         return result
+
+    def _cold_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        # Before the transaction begins: SQLAlchemy rolls back once when it meets a connection.
+        alchemy = self._wrapped(self._connected())
+
+        def transaction(_connection: sqlite3.Connection) -> T:
+            with alchemy.begin():
+                return work(alchemy)
+
+        return self._transaction(transaction)
 
     def _abandon(self, connection: sqlite3.Connection, error: BaseException) -> None:
         """Leave no transaction open, and no connection of which nobody knows how it stands."""

@@ -26,7 +26,7 @@ class Meaning(Enum):
     AGAIN = "again"  # nothing was written; run the whole transaction again
     UNAVAILABLE = "unavailable"  # the file cannot be used now
     DATA = "data"  # a value cannot be stored; nothing was written
-    SCHEMA = "schema"  # a table or column is missing
+    SCHEMA = "schema"  # a table, column or index is missing
 
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -69,8 +69,11 @@ def is_busy(error: BaseException) -> bool:
 def meaning(error: BaseException) -> Meaning | None:
     """None: not an error of SQLite's, or a bug of ours; it goes up as it is."""
     error = driver_error(error)
-    # Integers beyond 64 bits, text without a UTF-8 form, values of a type that SQLite does not know.
-    if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.InterfaceError | sqlite3.DataError):
+    # Integers beyond 64 bits, text without a UTF-8 form, what is too large.
+    if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.DataError):
+        return Meaning.DATA
+    # Values of a type that SQLite does not know.
+    if isinstance(error, sqlite3.ProgrammingError) and "binding parameter" in str(error):
         return Meaning.DATA
     code = _code(error)
     if code in _BUSY:
@@ -79,7 +82,7 @@ def meaning(error: BaseException) -> Meaning | None:
         return Meaning.UNAVAILABLE
     if code in _DATA:
         return Meaning.DATA
-    if code == sqlite3.SQLITE_ERROR and ("no such table" in str(error) or "no such column" in str(error)):
+    if code == sqlite3.SQLITE_ERROR and "no such " in str(error):
         return Meaning.SCHEMA
     return None
 

@@ -13,14 +13,34 @@ from edda.storage.sqlite.connection import connect
 from edda.storage.sqlite.errors import translate
 from edda.storage.sqlite.write_lock import WriteLock
 
-_RUNNABLE = "FROM edda_instances INDEXED BY edda_instances_runnable WHERE state = 'runnable' AND app = :app"
-_LOOK = (
-    "SELECT (SELECT min(expires_at) FROM edda_workers WHERE dead = 0 AND id <> :worker), "
-    "(SELECT min(deadline) FROM edda_waits INDEXED BY edda_waits_deadline WHERE due = 0 AND deadline IS NOT NULL), "
-    f"EXISTS (SELECT 1 {_RUNNABLE} AND available_at <= :now), "
-    "EXISTS (SELECT 1 FROM edda_outbox WHERE state = 'pending' OR (state = 'retrying' AND available_at <= :now)), "
-    f"(SELECT min(available_at) {_RUNNABLE} AND available_at > :now)"
+_RUNNABLE = "FROM edda_instances i WHERE i.state = 'runnable' AND i.app = :app"
+_EARLIEST = f"(SELECT min(i.available_at) {_RUNNABLE} AND i.priority = p.priority AND i.available_at > {{}})"
+# From one priority (and one destination) to the next by the index: what is not available yet, or waits for an operator,
+# may be many rows, and is not walked through.
+_LOOK = f"""
+WITH RECURSIVE
+priorities(priority) AS (
+    SELECT max(i.priority) {_RUNNABLE}
+    UNION ALL
+    SELECT (SELECT max(i.priority) {_RUNNABLE} AND i.priority < p.priority)
+    FROM priorities p WHERE p.priority IS NOT NULL
+),
+destinations(name) AS (
+    SELECT min(destination) FROM edda_outbox
+    UNION ALL
+    SELECT (SELECT min(o.destination) FROM edda_outbox o WHERE o.destination > d.name)
+    FROM destinations d WHERE d.name IS NOT NULL
 )
+SELECT
+    (SELECT min(expires_at) FROM edda_workers WHERE dead = 0 AND id <> :worker),
+    (SELECT min(deadline) FROM edda_waits WHERE due = 0 AND deadline IS NOT NULL),
+    (SELECT min({_EARLIEST.format(0)}) FROM priorities p) <= :now,
+    EXISTS (
+        SELECT 1 FROM destinations d CROSS JOIN edda_outbox o ON o.destination = d.name
+        WHERE o.state IN ('pending', 'retrying') AND (o.state = 'pending' OR o.available_at <= :now)
+    ),
+    (SELECT min({_EARLIEST.format(":now")}) FROM priorities p)
+"""
 
 
 def now_us() -> int:

@@ -36,7 +36,7 @@ class WriteLock:
     def begin(self, connection: sqlite3.Connection) -> None:
         """BEGIN IMMEDIATE, on a connection with busy_timeout 0. Raises SQLITE_BUSY after ``BUSY_TIMEOUT``."""
         began = time.monotonic()
-        if self._waiting or began < self._others_until:
+        if self.is_contended:
             time.sleep(max(0.0, self._released_at + _YIELD - began))
         while True:
             try:
@@ -49,6 +49,11 @@ class WriteLock:
                 return
             self._others_until = time.monotonic() + _REMEMBERED
             time.sleep(min(max(_YIELD, waited / 20), _LONGEST_PAUSE))
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether somebody else wants the lock, or had it a short time ago."""
+        return bool(self._waiting) or time.monotonic() < self._others_until
 
     def released(self) -> None:
         """A transaction of this process has ended."""
