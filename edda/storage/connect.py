@@ -41,19 +41,12 @@ def open_store(
 ) -> Storage:
     """The store for a URL.
 
-    Raises ConfigurationError for a URL that is none or has an unknown scheme, MissingExtraError where the driver is missing.
+    Raises ConfigurationError for a URL that is none or has an unknown scheme, MissingExtraError where the driver is
+    missing.
     """
     if url.startswith("memory:"):
         return importlib.import_module("edda.storage.memory").MemoryStore()  # type: ignore[no-any-return]
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        msg = f"the database URL cannot be read (it is not shown, as it may hold a password); it looks like {_EXAMPLES}"
-        raise ConfigurationError(msg) from None
-    kind = _KNOWN.get(parsed.drivername)
-    if kind is None:
-        msg = f"unknown database URL scheme {parsed.drivername!r}; use {_EXAMPLES}"
-        raise ConfigurationError(msg)
+    kind, parsed = read_url(url)
     if kind == "sqlite":
         return _sqlite(parsed)
     pool: dict[str, Any] = {
@@ -71,6 +64,26 @@ def open_store(
     name = {"postgresql": "PostgreSQLStore", "mysql": "MySQLStore"}[kind]
     store = getattr(importlib.import_module(f"edda.storage.{kind}.store"), name)
     return store(parsed, **pool)  # type: ignore[no-any-return]
+
+
+def read_url(url: str) -> tuple[str, sa.URL]:
+    """Which database ("sqlite", "postgresql" or "mysql"), and the URL as SQLAlchemy reads it.
+
+    Raises ConfigurationError for what is no URL and for an unknown scheme; neither shows a password.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
+        raise ConfigurationError(
+            "the database URL cannot be read (it is not shown, as it may hold a password). Nothing was opened. "
+            f"It looks like {_EXAMPLES}; characters like @ : / # in a password are written as %40 %3A %2F %23."
+        ) from None
+    kind = _KNOWN.get(parsed.drivername)
+    if kind is None:
+        raise ConfigurationError(
+            f"unknown scheme {parsed.drivername!r} in the database URL. Nothing was opened. Use {_EXAMPLES}."
+        )
+    return kind, parsed
 
 
 def _sqlite(url: sa.URL) -> Storage:

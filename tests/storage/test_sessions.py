@@ -114,10 +114,12 @@ async def test_instances_start_only_if_their_session_commits(sql_store: Storage)
 
 
 @pytest.mark.parametrize(
-    "taken", [{"id": "order"}, {"live_key": given.digest("key")}], ids=["id", "live key"]
+    "taken",
+    [given.instance("order"), given.instance("second", live_key=given.digest("key"))],
+    ids=["id", "live key"],
 )
 async def test_a_taken_start_fails_and_their_transaction_goes_on(
-    sql_store: Storage, taken: dict[str, object]
+    sql_store: Storage, taken: NewInstance
 ) -> None:
     store = sql_store
     await their_table(store)

@@ -1,9 +1,9 @@
 """What a failure means: nothing was written, or nobody knows; no transaction stays open, and the store goes on."""
 
 import asyncio
-import os
 import resource
 import sqlite3
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +25,10 @@ MEGABYTE = b"x" * 1_000_000
 async def set_up(store: SQLiteStore, statement: str) -> None:
     """On the writer's connection, until it is made anew."""
     await store._writer.run(lambda c: c.execute(statement).fetchall())
+
+
+def log_of(server: Database) -> Path:
+    return Path(f"{sa.make_url(server.url).database}-wal")
 
 
 async def writes(store: SQLiteStore) -> None:
@@ -61,7 +65,7 @@ async def test_a_write_that_the_system_refuses_is_unavailable_and_the_store_reco
     sqlite_store: SQLiteStore, server: Database
 ) -> None:
     await given.started(sqlite_store, "order")
-    log_size = os.stat(f"{sa.make_url(server.url).database}-wal").st_size
+    log_size = log_of(server).stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (log_size + 8_192, hard))
     try:
