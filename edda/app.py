@@ -28,6 +28,7 @@ from edda.event_handlers import EventHandler, handler_workflow
 from edda.handle import Handle, outcome_of
 from edda.inbox.accept import Inbox
 from edda.inbox.registry import Shapes
+from edda.outbox.outlets import outlets, routed
 from edda.queries import Instances
 from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.connect import open_store
@@ -144,6 +145,7 @@ class EddaApp:
         self._news: News | None = None
         self._relays: list[Relay] = []
         self._initialized = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Lock | None = None
         self.waiting_for: str | None = None
         self._asgi = asgi.compose(self, tokens=gateway_tokens)
@@ -174,7 +176,7 @@ class EddaApp:
                 self._options,
                 news,
                 self._outbox_news,
-                self._destinations,
+                self.destinations,
             )
             shapes.on_woken = worker.woken
             self._inbox = Inbox(self.store, on_woken=worker.woken)
@@ -192,6 +194,8 @@ class EddaApp:
                 await relay.start()
             self._initialized = True
             running_apps.append(self)
+            self._loop = asyncio.get_running_loop()
+            outlets.append(self)
             log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
 
     async def _connect(self) -> None:
@@ -216,6 +220,7 @@ class EddaApp:
             return
         self._initialized = False
         running_apps.remove(self)
+        outlets.remove(self)
         if self._inbox is not None:
             await self._inbox.close()
         if self._worker is not None and self._work:
@@ -440,9 +445,14 @@ class EddaApp:
         for relay in self._relays:
             relay.kick()
 
-    def _destinations(self, event_type: str) -> list[str]:
-        found = [publisher.destination for publisher in self._publishers if publisher.takes(event_type)]
-        return found or ["default"]
+    def destinations(self, event_type: str) -> list[str]:
+        """Where events of this type go from the outbox: to every relay that takes it."""
+        return routed(self._publishers, event_type)
+
+    def outbox_news(self) -> None:
+        """A session of the user's has committed rows of the outbox. From any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._outbox_news)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI: events in, ``/cancel/{id}``, ``/healthz``, ``/readyz``, lifespan."""

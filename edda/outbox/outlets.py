@@ -6,12 +6,34 @@ no app; with one app open, or several that agree, its routes hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from edda.errors import ConfigurationError
 
-#: Where events go when nobody has said anything.
+#: Where events go when nobody has said anything: to the only relay, which may run in another process.
 DEFAULT = "default"
+
+#: Where events are kept whose type none of an app's relays takes: in the outbox, for an operator to see.
+UNROUTED = "unrouted"
+
+
+class Route(Protocol):
+    """A relay's publisher, as far as routing goes."""
+
+    destination: str
+
+    def takes(self, event_type: str) -> bool:
+        """Whether events of this type go there."""
+        ...
+
+
+def routed(routes: Sequence[Route], event_type: str) -> list[str]:
+    """The destinations of an event of this type, by the routes of one app."""
+    found = [route.destination for route in routes if route.takes(event_type)]
+    if found:
+        return found
+    return [UNROUTED] if routes else [DEFAULT]
 
 
 class Outlet(Protocol):
