@@ -128,7 +128,7 @@ async def test_a_sqlite_url_without_a_file_is_a_temporary_one_of_its_own(url: st
     await given.started(stores[0], "order")
     assert await stores[1].get_instance("order") is None
     async with stores[0].engine().begin() as connection:
-        _, _, path = (await connection.exec_driver_sql("PRAGMA database_list")).one()
+        path = (await connection.exec_driver_sql("PRAGMA database_list")).mappings().one()["file"]
     assert os.path.exists(path)  # noqa: ASYNC240, PTH110, a test may wait for its disk
     for store in stores:
         await store.close()

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import aiomysql
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 import edda.storage.mysql
 from edda.storage.mysql.connection import Link
 from edda.storage.mysql.statements import Statement, insert, literal
+from edda.storage.mysql.store import MySQLStore
 from tests.storage.mysql import on
 
 _PACKAGE = Path(edda.storage.mysql.__file__).parent
@@ -109,3 +111,27 @@ def test_a_row_larger_than_the_limit_goes_by_itself() -> None:
 
 def test_a_statement_renders_its_values_in_order() -> None:
     assert Statement("SELECT %s, %s", (1, "a'b")).render() == rb"SELECT 1, 'a\'b'"
+
+
+async def test_every_packet_that_is_sent_is_counted(
+    store: MySQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets = 0
+    execute = aiomysql.Connection._execute_command
+
+    async def counting(connection: object, command: int, sql: object) -> None:
+        nonlocal packets
+        packets += 1
+        await execute(connection, command, sql)
+
+    await store.flush([on.start("order")])
+    monkeypatch.setattr(aiomysql.Connection, "_execute_command", counting)
+    before = store.statements
+    await store.flush([on.step("order", 2)])
+    assert packets == store.statements - before == 2
+    await store.flush([on.park("order", 3, "key")])
+    await store.accept(on.batch("b", on.event("e", "key")))
+    await store.claim(on.APP, ["order"], on.WORKER, 1)
+    await store.load(["order"])
+    await store.poll(on.APP)
+    assert packets == store.statements - before
