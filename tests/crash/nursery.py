@@ -239,3 +239,76 @@ def payment(order_id: str, amount: int) -> CloudEvent:
     return CloudEvent(
         f"payment of {order_id}", "/bank", workflows.payment_type(order_id), data, "application/json"
     )
+
+
+def start_at_once(text: str) -> None:
+    """So many processes, each with an app of its own, initialise at the same moment and run one workflow each.
+
+    Settings: url, processes. Says ``completed`` for each.
+    """
+    settings = json.loads(text)
+    _import_everything(settings["url"])
+    reader, writer = os.pipe()
+
+    def begin_with_the_others(number: int) -> None:
+        log_to_stdout()
+        os.close(writer)
+        os.read(reader, 1)  # ends when the parent closes its end: for all at once
+        asyncio.run(_run_one(settings["url"], f"app-{number}"))
+
+    children = [
+        fork(lambda number=number: begin_with_the_others(number)) for number in range(settings["processes"])
+    ]
+    os.close(writer)
+    _wait_for(children)
+
+
+def migrate_in_small_steps(text: str) -> None:
+    """Process after process migrates the database and is killed at its first, second, third ... statement.
+
+    Settings: url. Says ``completed`` when one comes to the end and has run a workflow.
+    """
+    settings = json.loads(text)
+    _import_everything(settings["url"])
+    for number in range(1, 500):
+        pid = fork(lambda number=number: _migrate_and_die(settings["url"], number))
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            return
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            print(f"FAILED at statement {number}, status {status}", flush=True)
+            return
+
+
+def _migrate_and_die(url: str, number: int) -> None:
+    log_to_stdout()
+    killpoints.here = Points(Point("statement", number, "before"))
+
+    def count(*_: object) -> None:
+        killpoints.here.reach("statement", "before")
+
+    async def migrate() -> None:
+        store = open_store(url)
+        await store.open()
+        sa.event.listen(sa.Engine, "before_cursor_execute", count)
+        await store.migrate()
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
+        await store.close()
+
+    asyncio.run(migrate())
+    asyncio.run(_run_one(url, "app"))
+
+
+async def _run_one(url: str, app_name: str) -> None:
+    app = EddaApp(app_name, url, workflows=[workflows.small], lease_seconds=LEASE_SECONDS, pool_size=2)
+    async with app:
+        handle = await workflows.small.submit()
+        assert await handle.result(timeout=_PATIENCE) == "done"
+        print("completed", flush=True)
+
+
+def _wait_for(children: list[int]) -> None:
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            print(f"FAILED {child}, status {status}", flush=True)

@@ -196,6 +196,12 @@ async def slow(ctx: WorkflowContext, order_id: str) -> None:
     await go_on(ctx, order_id)
 
 
+@workflow(name="small")
+async def small(ctx: WorkflowContext) -> str:
+    await reserve(ctx, "small")
+    return "done"
+
+
 def result_of(order_id: str, amount: int) -> dict[str, Any]:
     """What an order gives, whoever dies."""
     return {
