@@ -17,25 +17,25 @@ class Lossy:
 
     def __init__(self, store: Storage, proxy: Proxy | None) -> None:
         self.store = store
-        self._proxy = proxy
+        self.proxy = proxy
 
     async def lose_answer(self, call: Call, committed: Callable[[], Awaitable[bool]]) -> None:
         """Make the call; the server commits, the caller hears nothing. ``committed`` says when that is."""
         assert not await committed()
-        if self._proxy is None:
+        if self.proxy is None:
             await call()
         else:
-            self._proxy.cut_once(committed)
+            self.proxy.cut_once(committed)
             with pytest.raises(StorageUnavailableError):
                 await call()
-            assert not self._proxy.armed
+            assert not self.proxy.armed
         assert await committed()
 
     async def lose_request(self, call: Call) -> None:
         """Make the call; it never reaches the server."""
-        if self._proxy is None:
+        if self.proxy is None:
             return
-        self._proxy.cut_next_request()
+        self.proxy.cut_next_request()
         with pytest.raises(StorageUnavailableError):
             await call()
-        assert not self._proxy.armed
+        assert not self.proxy.armed

@@ -1,0 +1,75 @@
+"""What runs in processes of their own. Each speaks in lines; the test that starts it stops or kills it at one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from edda.errors import StorageUnavailableError
+from edda.storage.connect import open_store
+from edda.storage.contract import Storage
+from edda.storage.mysql import store as mysql
+from edda.storage.rows import Turn
+from tests.interleavings import given
+
+T = TypeVar("T")
+
+
+async def _open(url: str, lease_us: int = given.LEASE_US) -> Storage:
+    # MySQL drops an idle connection after half a lease, but not before 10 s; a test need not wait for that long.
+    mysql.MIN_WAIT_TIMEOUT = 1  # type: ignore[attr-defined]
+    store = open_store(url)
+    await store.open(lease_us)
+    return store
+
+
+async def _until_known(call: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await call()
+        except StorageUnavailableError:
+            print("unknown", flush=True)
+
+
+async def claim_everything(url: str, worker: str, size: str) -> None:
+    """Claims by ``size`` until nothing is left, as one of several that do."""
+    store = await _open(url)
+    await store.register_worker(worker, given.APP, given.LEASE_US)
+    print("ready", flush=True)
+    while not await store.find_instances(id_contains="go"):
+        pass
+    while claimed := await store.claim(given.APP, [given.WORKFLOW], worker, int(size)):
+        print("claimed", *(f"{one.id}:{one.fence}" for one in claimed), flush=True)
+    print("done", flush=True)
+    await store.close()
+
+
+async def accept(url: str, event_id: str, *keys: str) -> None:
+    """Accepts one event, as often as it takes to know what became of it."""
+    store = await _open(url, 2_000_000)
+    batch = given.batch(f"of {event_id}", given.event(event_id, *keys))
+    print("accepting", flush=True)
+    (result,) = (await _until_known(lambda: store.accept(batch))).results
+    print("accepted", result.verdict.value, result.seq, flush=True)
+    await store.close()
+
+
+async def flush(url: str, owner: str, instance_id: str) -> None:
+    """Writes one turn (and starts a child of its own, owned), as often as it takes to know what became of it."""
+    store = await _open(url, 2_000_000)
+    turns: list[Turn] = [given.step(instance_id, 2, owner=owner), given.start("zzz", owner=owner)]
+    print("flushing", flush=True)
+    results = (await _until_known(lambda: store.flush(turns))).results
+    print("flushed", *(result.applied.name for result in results), flush=True)
+    again = (await store.flush([given.step(instance_id, 3, owner=owner)])).results
+    print("and then", again[0].applied.name, flush=True)
+    await store.close()
+
+
+async def hold_the_writer(url: str) -> None:
+    """A transaction of the user's that is open, and stays so."""
+    store = await _open(url)
+    async with store.engine().begin() as connection:
+        turn = given.step("order", 2)
+        assert (await store.apply_in_session(connection, turn)).applied.name == "APPLIED"
+        print("holding", flush=True)
+        await asyncio.Event().wait()
