@@ -62,7 +62,8 @@ _MIGRATING = threading.Lock()
 @contextlib.asynccontextmanager
 async def one_migration() -> AsyncIterator[None]:
     """Around whatever calls ``migrate_connection``: two apps of a process may start at once on two databases."""
-    while not _MIGRATING.acquire(blocking=False):
+    # No asyncio.Event: that belongs to one loop, and these may be several.
+    while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110, see above
         await asyncio.sleep(0.01)
     try:
         yield

@@ -28,7 +28,7 @@ from edda.storage.rows import (
 )
 from edda.storage.sqlite.claim import EVENT_COLUMNS
 from edda.storage.sqlite.rows import insert_history, insert_instances, insert_outbox, register_waits
-from edda.storage.sqlite.signal import HAS_EVENT
+from edda.storage.sqlite.signal import HAS_EVENT, mark, these_waits
 from edda.storage.sqlite.statements import among, pairs, write
 
 
@@ -100,9 +100,11 @@ def _read(c: sqlite3.Connection, ids: Sequence[str]) -> _Instances:
 def _first_records(c: sqlite3.Connection, turns: Sequence[Turn]) -> _Fences:
     """The fences under which first records of these turns were written already."""
     found: _Fences = {}
-    for marks, values in pairs([_first(turn) for turn in turns if turn.records]):
+    for keys, values in pairs([_first(turn) for turn in turns if turn.records]):
         rows = c.execute(
-            f"SELECT instance_id, seq, fence FROM edda_history WHERE (instance_id, seq) IN {marks}", values
+            f"SELECT h.instance_id, h.seq, h.fence FROM {keys} p CROSS JOIN edda_history h "
+            "ON h.instance_id = p.column1 AND h.seq = p.column2",
+            values,
         )
         found.update(((instance, seq), fence) for instance, seq, fence in rows)
     return found
@@ -146,8 +148,8 @@ def _write(c: sqlite3.Connection, turns: Sequence[Turn], instances: _Instances, 
             ),
             now,
         )
-    for marks, values in pairs([(t.instance_id, seq) for t in turns for seq in t.drop_waits]):
-        c.execute(f"DELETE FROM edda_waits WHERE (instance_id, seq) IN {marks}", values)
+    for keys, values in pairs([(t.instance_id, seq) for t in turns for seq in t.drop_waits]):
+        c.execute(f"DELETE FROM edda_waits WHERE {these_waits(keys)}", values)
     insert_outbox(c, [message for t in turns for message in t.outbox], now)
     insert_instances(c, (child for t in turns for child in t.children), now)
     for marks, ids in among([t.instance_id for t in turns if t.reset_recoveries]):
@@ -263,8 +265,9 @@ def _park(c: sqlite3.Connection, ids: Sequence[str], now: int) -> set[str]:
             f"AND w.due <> (coalesce(w.deadline <= ?, 0) OR {HAS_EVENT})",
             [*piece, now],
         )
+        # "+": not by the index of all that is due.
         quiet = (
-            "NOT EXISTS (SELECT 1 FROM edda_waits w WHERE w.instance_id = edda_instances.id AND w.due = 1)"
+            "NOT EXISTS (SELECT 1 FROM edda_waits w WHERE w.instance_id = edda_instances.id AND +w.due = 1)"
         )
         gone = c.execute(
             "UPDATE edda_instances SET owner = NULL, state = 'waiting', updated_at = ? "
@@ -282,13 +285,12 @@ def _park(c: sqlite3.Connection, ids: Sequence[str], now: int) -> set[str]:
 def _look(c: sqlite3.Connection, turns: Sequence[Turn]) -> set[str]:
     """Event waits that were registered and whose owner stays: the ids of those that an event is there for."""
     registered = [(t.instance_id, w.seq) for t in turns for w in t.waits if w.kind is WaitKind.EVENT]
-    found: set[str] = set()
-    for marks, values in pairs(registered):
-        these = f"(w.instance_id, w.seq) IN {marks}"
-        marked = c.execute(
-            f"UPDATE edda_waits AS w SET due = 1 WHERE {these} AND w.due = 0 AND {HAS_EVENT}", values
+    found: list[tuple[str, int]] = []
+    for keys, values in pairs(registered):
+        found += c.execute(
+            f"SELECT w.instance_id, w.seq FROM {keys} p CROSS JOIN edda_waits w "
+            f"ON w.instance_id = p.column1 AND w.seq = p.column2 WHERE {HAS_EVENT}",
+            values,
         )
-        if marked.rowcount:
-            rows = c.execute(f"SELECT w.instance_id FROM edda_waits w WHERE {these} AND w.due = 1", values)
-            found.update(one for (one,) in rows)
-    return found
+    mark(c, found)
+    return {instance for instance, _ in found}

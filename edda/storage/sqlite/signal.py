@@ -23,10 +23,26 @@ SHAPE_READY = "NOT EXISTS (SELECT 1 FROM edda_shapes s WHERE s.id = w.shape_id A
 HAS_EVENT = f"(w.kind = 'event' AND {SHAPE_READY} AND ({_KEY.format(repr(''))} OR {_KEY.format('w.chain')}))"
 
 
+def these_waits(keys: str) -> str:
+    """Condition on a wait: it has one of these keys (instance, seq), which ``pairs`` gives.
+
+    Not ``(instance_id, seq) IN``: for more than a few keys SQLite walks through the table then.
+    """
+    return (
+        f"rowid IN (SELECT t.rowid FROM {keys} p CROSS JOIN edda_waits t "
+        "ON t.instance_id = p.column1 AND t.seq = p.column2)"
+    )
+
+
+def mark(c: sqlite3.Connection, waits: Sequence[tuple[str, int]]) -> None:
+    """These waits (instance, seq) are due."""
+    for keys, values in pairs(waits):
+        c.execute(f"UPDATE edda_waits SET due = 1 WHERE {these_waits(keys)}", values)
+
+
 def signal(c: sqlite3.Connection, waits: Sequence[tuple[str, int]], now: int) -> set[str]:
     """Mark these waits (instance, seq) due and signal their instances; the apps to tell."""
-    for marks, values in pairs(waits):
-        c.execute(f"UPDATE edda_waits SET due = 1 WHERE (instance_id, seq) IN {marks}", values)
+    mark(c, waits)
     apps: set[str] = set()
     for marks, ids in among(sorted({instance for instance, _ in waits})):
         c.execute(

@@ -52,7 +52,7 @@ def among(values: Sequence[T]) -> Iterator[tuple[str, Sequence[T]]]:
 
 
 def pairs(values: Sequence[tuple[T, T]]) -> Iterator[tuple[str, Sequence[T]]]:
-    """``(VALUES (?, ?), ...)`` for a comparison ``(a, b) IN``, as in ``among``."""
+    """``(VALUES (?, ?), ...)`` with its values, to be joined as a table; in pieces and padded, as in ``among``."""
     for at in range(0, len(values), _VALUES):
         piece = values[at : at + _VALUES]
         size = 1 << (len(piece) - 1).bit_length()
