@@ -6,6 +6,7 @@ Each takes one JSON object of settings, says on standard output when it is ready
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -13,9 +14,12 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
+import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from edda.app import EddaApp
+from edda.engine.run import Run
 from outbox_relays.http import HttpPublisher
 from tests.crash import killpoints, workflows
 from tests.crash.killpoints import Point, Points
@@ -86,6 +91,103 @@ async def slow_worker(text: str) -> None:
     async with _working(app):
         for number in range(settings["orders"]):
             await workflows.slow.submit(order_id=f"slow/{number}")
+
+
+async def crowd(text: str) -> None:
+    """Starts as many slow workflows and as many waiters, says ``all there`` when they run and wait, and works.
+
+    Settings: url, gate, slow, waiters, wake (so many waiters get their event), lease.
+    """
+    settings = _begin(text)
+    os.environ["CRASH_GATE"] = settings["gate"]
+    app = EddaApp(
+        SHOP,
+        settings["url"],
+        workflows=[workflows.slow, workflows.waiter],
+        lease_seconds=settings.get("lease", LEASE_SECONDS),
+    )
+    async with _working(app):
+        for number in range(settings.get("slow", 0)):
+            await workflows.slow.submit(order_id=f"slow/{number}")
+        await park(settings.get("waiters", 0))
+        if settings.get("slow"):
+            await eventually(lambda: len(app.worker.runs) == settings["slow"], timeout=50)
+        print("all there", flush=True)
+        if settings.get("wake"):
+            await app.deliver([workflows.go(number) for number in range(settings["wake"])])
+
+
+async def park(count: int, first: int = 0, at_once: int = 200) -> None:
+    """Start so many waiters; each is parked when its start returns."""
+    for begin in range(first, first + count, at_once):
+        async with asyncio.TaskGroup() as group:
+            for number in range(begin, min(begin + at_once, first + count)):
+                group.create_task(workflows.waiter.start(number=number))
+
+
+async def parked(text: str) -> None:
+    """Parks so many instances, and says each time what the process holds. Settings: url, few, many."""
+    settings = _begin(text)
+    app = EddaApp("parked", settings["url"], workflows=[workflows.waiter])
+    async with _working(app):
+        await park(settings["few"])
+        print("few", json.dumps(census()), flush=True)
+        await park(settings["many"] - settings["few"], first=settings["few"])
+        print("many", json.dumps(census()), flush=True)
+
+
+async def ready_again(text: str) -> None:
+    """Starts where ``parked`` has been, and says what it has loaded; then one event, and again. Settings: url."""
+    settings = _begin(text)
+    app = EddaApp("parked", settings["url"], workflows=[workflows.waiter])
+    app.store = killpoints.watch(app.store)
+    async with _working(app):
+        print("ready", json.dumps({**census(), "loads": killpoints.here.reached["load"]}), flush=True)
+        await app.deliver(workflows.go(7))
+
+        async def has_one_completed() -> bool:
+            return (await app.store.counts()).get("instances.completed", 0) == 1
+
+        await eventually(has_one_completed, timeout=30, pause=0.05)
+        print("woken", json.dumps({**census(), "loads": killpoints.here.reached["load"]}), flush=True)
+
+
+def census() -> dict[str, int]:
+    """Tasks, coroutines and runs of this process, and its memory."""
+    gc.collect()
+    things = gc.get_objects()
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "coroutines": sum(1 for thing in things if isinstance(thing, CoroutineType)),
+        "runs": sum(1 for thing in things if isinstance(thing, Run)),
+        "memory": psutil.Process().memory_info().rss,
+    }
+
+
+async def poisoned(text: str) -> None:
+    """Runs what kills its process, among others. Settings: url, start."""
+    settings = _begin(text)
+    app = EddaApp(
+        SHOP,
+        settings["url"],
+        workflows=[workflows.poison, workflows.waiter],
+        lease_seconds=LEASE_SECONDS,
+        max_recoveries=2,
+    )
+    async with _working(app):
+        if settings["start"]:
+            await park(5)
+            await workflows.poison.submit()
+
+
+async def blocker(text: str) -> None:
+    """Runs workflows that block the event loop. Settings: url, orders (their ids), seconds, max_loop_block."""
+    settings = _begin(text)
+    app = EddaApp(SHOP, settings["url"], workflows=[workflows.blocking], lease_seconds=LEASE_SECONDS)
+    app._options = replace(app._options, max_loop_block=settings["max_loop_block"])
+    async with _working(app):
+        for order_id in settings["orders"]:
+            await workflows.blocking.submit(order_id=order_id, seconds=settings["seconds"])
 
 
 async def relay(text: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edda.activity import activity
+from edda.cloudevent import CloudEvent
 from edda.context import WorkflowContext
 from edda.history import records
 from edda.retry import RetryExhaustedError, RetryPolicy
@@ -200,6 +203,43 @@ async def slow(ctx: WorkflowContext, order_id: str) -> None:
 async def small(ctx: WorkflowContext) -> str:
     await reserve(ctx, "small")
     return "done"
+
+
+@workflow(name="waiter")
+async def waiter(ctx: WorkflowContext, number: int) -> int:
+    """Waits for an event of its own: every second one for ever, the others for a day."""
+    timeout = None if number % 2 else 86_400
+    event = await wait_event(ctx, "go", match={"data.number": number}, timeout_seconds=timeout)
+    return event.data["number"]  # type: ignore[no-any-return]
+
+
+@activity
+async def kill_this_process(ctx: WorkflowContext) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@workflow(name="poison")
+async def poison(ctx: WorkflowContext) -> None:
+    await reserve(ctx, "poison")
+    await kill_this_process(ctx)
+
+
+@activity
+async def block_the_loop(ctx: WorkflowContext, order_id: str, seconds: float) -> None:
+    """What no activity should do: nothing else of the process runs meanwhile."""
+    with body("block", order_id):
+        print(f"blocks {order_id}", flush=True)
+        time.sleep(seconds)  # noqa: ASYNC251, the fault that is tested
+
+
+@workflow(name="blocking")
+async def blocking(ctx: WorkflowContext, order_id: str, seconds: float) -> None:
+    await block_the_loop(ctx, order_id, seconds)
+
+
+def go(number: int) -> CloudEvent:
+    """What a waiter waits for."""
+    return CloudEvent(f"go {number}", "/test", "go", b'{"number": %d}' % number, "application/json")
 
 
 def result_of(order_id: str, amount: int) -> dict[str, Any]:
