@@ -153,10 +153,12 @@ waits = sa.Table(
     **MYSQL,
 )
 sa.Index("edda_waits_hash", waits.c.hash, waits.c.chain)
+# PostgreSQL would else take "not due", which is nearly all, for a condition worth a look into this index.
 sa.Index(
     "edda_waits_deadline",
     waits.c.due,
     waits.c.deadline,
+    postgresql_where=sa.and_(~waits.c.due, waits.c.deadline.is_not(None)),
 )
 sa.Index("edda_waits_shape", waits.c.shape_id)
 

@@ -14,12 +14,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from edda.errors import SchemaError
+from edda.storage.connect import read_url
 
 VERSION_TABLE = "edda_alembic_version"
 _FOLDER = Path(str(files("edda.storage.migrations")))
 
 #: Any number, the same for all: migrations take their turn.
 _LOCK = 0x45444441_0002
+
+#: Such locks have server-wide names of at most 64 characters; a database's name alone may be that long.
+_MYSQL_LOCK = "CONCAT('edda.', SHA2(DATABASE(), 224))"
 
 
 def _config(output: io.StringIO | None = None) -> Config:
@@ -53,21 +57,34 @@ def _lock(c: sa.Connection, name: str) -> sa.TextClause | None:
         c.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     elif name == "mysql":
         # DDL commits by itself on MySQL, so the lock belongs to the session, not to the transaction.
-        got = c.execute(sa.text("SELECT GET_LOCK(CONCAT(DATABASE(), '.edda_migrate'), 120)")).scalar()
-        if got != 1:
-            msg = (
-                "another process has been migrating this database for two minutes; look at it, then try again"
+        if c.execute(sa.text(f"SELECT GET_LOCK({_MYSQL_LOCK}, 120)")).scalar() != 1:
+            raise SchemaError(
+                "another process has been migrating this database for two minutes. Nothing was changed by this one. "
+                "Look at the other (SHOW PROCESSLIST), then try again."
             )
-            raise SchemaError(msg)
-        return sa.text("SELECT RELEASE_LOCK(CONCAT(DATABASE(), '.edda_migrate'))")
+        return sa.text(f"SELECT RELEASE_LOCK({_MYSQL_LOCK})")
     return None
 
 
 def _functions(c: sa.Connection) -> None:
-    script = _FOLDER.parent / "postgresql" / "functions.sql"
-    if script.exists():
-        for statement in script.read_text().split("\n-- next --\n"):
+    """Create what is not there. A name carries its version: nothing is replaced, and nothing asked for but at first."""
+    names = [name for name, _ in postgresql_functions()]
+    wanted = sa.text(
+        "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+        "WHERE p.proname = ANY(:names) AND n.nspname = current_schema()"
+    )
+    known = set(c.execute(wanted, {"names": names}).scalars())
+    for name, statement in postgresql_functions():
+        if name not in known:
             c.exec_driver_sql(statement)
+
+
+def postgresql_functions() -> list[tuple[str, str]]:
+    """(name, statement that creates it), in an order in which they can be created."""
+    statements = (_FOLDER.parent / "postgresql" / "functions.sql").read_text().split("\n-- next --\n")
+    return [
+        (statement.split("CREATE FUNCTION ", 1)[1].split("(", 1)[0], statement) for statement in statements
+    ]
 
 
 def _current(c: sa.Connection) -> str | None:
@@ -77,14 +94,19 @@ def _current(c: sa.Connection) -> str | None:
 
 def check_schema(c: sa.Connection) -> None:
     """For those who may not run DDL: raises SchemaError unless the schema is exactly this version's."""
-    current, head = _current(c), ScriptDirectory.from_config(_config()).get_current_head()
-    if current is None:
-        msg = (
-            "this database has no Edda schema yet; run 'edda migrate' (or 'edda migrate --sql' and apply it)"
-        )
-        raise SchemaError(msg)
-    if current != head:
+    current, scripts = _current(c), ScriptDirectory.from_config(_config())
+    if current == scripts.get_current_head():
+        return
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise _newer(current)
+    what = (
+        "has no Edda schema yet"
+        if current is None
+        else f"has a schema of revision {current!r}, which is older"
+    )
+    raise SchemaError(
+        f"this database {what}. Nothing was changed; run 'edda migrate' (or 'edda migrate --sql' and apply it)."
+    )
 
 
 def _newer(current: str) -> SchemaError:
@@ -95,12 +117,13 @@ def _newer(current: str) -> SchemaError:
 
 
 def migration_sql(dialect_url: str) -> str:
-    """All statements for an empty database, for ``edda migrate --sql``."""
+    """All statements for an empty database, for ``edda migrate --sql``. Raises ConfigurationError for no such URL."""
     output = io.StringIO()
     config = _config(output)
-    name = sa.make_url(dialect_url).get_backend_name()
-    config.attributes["dialect"] = {"postgres": "postgresql", "mariadb": "mysql"}.get(name, name)
+    config.attributes["dialect"], _ = read_url(dialect_url)
     command.upgrade(config, "head", sql=True)
+    if config.attributes["dialect"] == "postgresql":
+        output.writelines(f"\n{statement};\n" for _, statement in postgresql_functions())
     return output.getvalue()
 
 

@@ -1,0 +1,91 @@
+"""The housekeeping statement: renew this worker's row, and look around for what waits to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from edda.storage.postgresql.connection import Link, Row, one
+from edda.storage.postgresql.errors import translate
+from edda.storage.postgresql.rows import CLOCK
+from edda.storage.rows import Beat
+
+# Outbox rows are asked for by destination, one index look-up each: of many dead ones none is read.
+_LOOK = """
+destinations AS (
+    (SELECT o.destination FROM edda_outbox o ORDER BY o.destination LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.destination FROM edda_outbox o WHERE o.destination > d.destination ORDER BY o.destination LIMIT 1)
+    FROM destinations d WHERE d.destination IS NOT NULL
+)
+SELECT clock.now,
+    (SELECT min(w.expires_at) FROM edda_workers w WHERE NOT w.dead AND w.id <> $2) AS foreign_expiry,
+    (SELECT min(w.deadline) FROM edda_waits w WHERE NOT w.due AND w.deadline IS NOT NULL) AS next_deadline,
+    EXISTS (
+        SELECT 1 FROM edda_instances i
+        WHERE i.state = 'runnable' AND i.app = $3 AND i.available_at <= clock.now) AS runnable,
+    (SELECT min(i.available_at) FROM edda_instances i
+        WHERE i.state = 'runnable' AND i.app = $3 AND i.available_at > clock.now) AS next_available,
+    EXISTS (
+        SELECT 1 FROM destinations d WHERE EXISTS (
+            SELECT 1 FROM edda_outbox o WHERE o.destination = d.destination AND o.state = 'pending'
+        ) OR EXISTS (
+            SELECT 1 FROM edda_outbox o
+            WHERE o.destination = d.destination AND o.state = 'retrying' AND o.available_at <= clock.now
+        )) AS outbox
+"""
+
+POLL = f"WITH RECURSIVE {CLOCK}, {_LOOK}, true AS alive FROM clock"
+
+BEAT = f"""
+WITH RECURSIVE {CLOCK}, renewed AS (
+    UPDATE edda_workers w SET expires_at = (SELECT now FROM clock) + $4::bigint WHERE w.id = $2 AND NOT w.dead
+    RETURNING w.id
+), {_LOOK}, EXISTS (SELECT 1 FROM renewed) AS alive FROM clock
+"""
+
+
+def _beat(row: Row) -> Beat:
+    return Beat(
+        alive=row["alive"],
+        now_us=row["now"],
+        foreign_expiry_us=row["foreign_expiry"],
+        next_deadline_us=row["next_deadline"],
+        runnable=row["runnable"],
+        outbox=row["outbox"],
+        next_available_us=row["next_available"],
+    )
+
+
+async def poll(link: Link, offset_us: int, app: str) -> Beat:
+    """One statement; ``foreign_expiry_us`` is that of any worker."""
+    return _beat(one(await link.fetch(POLL, offset_us, "", app)))
+
+
+class PostgreSQLHeart:
+    """A connection of the lease thread's own, made at the first beat and again after it was lost."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Link]], offset_us: Callable[[], int]) -> None:
+        self._connect = connect
+        self._offset_us = offset_us
+        self._link: Link | None = None
+
+    async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
+        try:
+            if self._link is None or self._link.is_lost:
+                self._link = await self._connect()
+            return _beat(one(await self._link.fetch(BEAT, self._offset_us(), worker, app, lease_us)))
+        except BaseException as error:
+            # Whatever it was, the next beat starts with a fresh connection.
+            await self.close()
+            translated = translate(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    async def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+__all__ = ["PostgreSQLHeart", "poll"]
