@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar, get_args
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from tests.benchmarks import machine, report, runner
 from tests.benchmarks.figures import Figure
@@ -42,7 +43,7 @@ def main(
         about, versions = machine.describe(), machine.server_versions(urls.items())
         with console.status("") as status:
 
-            def progress(title: str, kind: Kind) -> None:
+            def progress(title: str, kind: str) -> None:
                 at = f"{time.monotonic() - began:4.0f} s"
                 status.update(f"{at}  {title} on {kind}")
                 if not console.is_terminal:
@@ -55,7 +56,8 @@ def main(
     if json is not None:
         report.write_json(json, outcome.figures, about, versions)
     for title, kind, reason in outcome.failed:
-        console.print(f"[red]not measured[/red] {title} on {kind}: {reason}", highlight=False, soft_wrap=True)
+        text = f"[red]not measured[/red] {title} on {kind}: {escape(reason)}"
+        console.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

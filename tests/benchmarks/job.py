@@ -17,6 +17,9 @@ from tests.benchmarks.server_cpu import ServerCPU
 from tests.benchmarks.truth import Truth, truth
 from tests.support.databases import Kind
 
+#: Seconds after which a measurement has failed, whatever it waits for.
+_LIMIT = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -51,6 +54,10 @@ def run(work: Callable[[Job], Awaitable[list[Figure]]], job: Job) -> list[Figure
     """What the measuring process runs."""
 
     async def main() -> list[Figure]:
-        return await work(job)
+        try:
+            async with asyncio.timeout(_LIMIT):
+                return await work(job)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"it took longer than {_LIMIT:g} s") from error
 
     return asyncio.run(main())

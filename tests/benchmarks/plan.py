@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.benchmarks import five_steps
+from tests.benchmarks import five_steps, idle, latency, parked, relay, wake
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.job import Job
-from tests.support.databases import KINDS, Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """``group``: what ``--only`` names. ``count``: how many by default."""
+    """``group``: what ``--only`` names. ``count``: how many by default. ``side_by_side``: all databases at once."""
 
     group: str
     title: str
     work: Callable[[Job], Awaitable[list[Figure]]]
     in_flight: int = 1
     count: int = 0
-    databases: tuple[Kind, ...] = KINDS
+    side_by_side: bool = False
 
 
 MEASUREMENTS: tuple[Measurement, ...] = (
@@ -28,6 +27,12 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         Measurement("five-steps", f"five steps, {n} in flight", five_steps.measure, in_flight=n)
         for n in (1, 50, 200)
     ),
+    Measurement("wake", "parked workflows woken", wake.measure, count=300),
+    Measurement("latency", "event to completed", latency.measure_here, count=200),
+    Measurement("latency", "event to completed elsewhere", latency.measure_elsewhere, count=100),
+    Measurement("relay", "outbox to HTTP", relay.measure, count=5_000),
+    Measurement("parked", "10,000 parked workflows", parked.measure, count=10_000),
+    Measurement("idle", "idle worker", idle.measure, side_by_side=True),
 )
 
 GROUPS = tuple(dict.fromkeys(one.group for one in MEASUREMENTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,24 +44,36 @@ def measure(
     *,
     seconds: float,
     count: int | None,
-    progress: Callable[[str, Kind], None],
+    progress: Callable[[str, str], None],
     report: Callable[[list[Figure]], None],
 ) -> Outcome:
     """Measure one after the other; a measurement that fails is reported and harms no other."""
     outcome = Outcome()
+
+    def note(one: Measurement, kind: Kind, future: Future[list[Figure]]) -> None:
+        try:
+            figures = future.result()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            outcome.failed.append((one.title, kind, reason))
+            progress(f"[red]not measured[/red]: {reason}", kind)
+        else:
+            outcome.figures += figures
+            report(figures)
+
     with tempfile.TemporaryDirectory(prefix="edda-bench-") as folder:
         for one in measurements:
-            for kind in databases:
-                if kind not in one.databases:
-                    continue
-                progress(one.title, kind)
-                try:
-                    figures = _measure(one, kind, Path(folder), seconds, count)
-                except Exception as error:
-                    outcome.failed.append((one.title, kind, f"{type(error).__name__}: {error}"))
-                else:
-                    outcome.figures += figures
-                    report(figures)
+            together = [[*databases]] if one.side_by_side else [[kind] for kind in databases]
+            for kinds in together:
+                progress(one.title, ", ".join(kinds))
+                # A thread for each only holds the database and waits for the process.
+                with ThreadPoolExecutor(len(kinds)) as threads:
+                    begun = [
+                        (kind, threads.submit(_measure, one, kind, Path(folder), seconds, count))
+                        for kind in kinds
+                    ]
+                for kind, future in begun:
+                    note(one, kind, future)
     return outcome
 
 
