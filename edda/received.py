@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,15 +36,17 @@ class ReceivedEvent:
 
 
 def received(event: CloudEvent, model: type[BaseModel] | None = None) -> ReceivedEvent:
-    """The event with its data parsed (and validated by ``model``)."""
+    """The event with its data parsed, or validated by ``model``; what says JSON and is not comes as the bytes it is."""
     data: Any = event.data
-    if event.is_json and event.data is not None:
-        try:
-            data = event.json()
-        except ValueError:
-            data = event.data  # says JSON and is not: handed over as it came
-    if model is not None:
-        data = model.model_validate_json(data) if isinstance(data, bytes) else model.model_validate(data)
+    if event.data is not None:
+        if model is not None:
+            # By the text itself, not by what was read from it: JSON has no dates and no decimals.
+            data = model.model_validate_json(event.data)
+        elif event.is_json:
+            with contextlib.suppress(ValueError):
+                data = event.json()
+    elif model is not None:
+        data = model.model_validate(None)
     return ReceivedEvent(
         data,
         event.type,

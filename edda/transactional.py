@@ -6,7 +6,7 @@ from typing import Any
 
 from uuid_utils import uuid7
 
-from edda.context import WorkflowContext
+from edda.context import WorkflowContext, attempt_of, run_of
 from edda.outbox.message import message
 
 
@@ -17,17 +17,20 @@ async def send_event_transactional(
     event_data: Any,
     content_type: str | None = None,
     *,
-    key: str | None = None,
+    key: object = None,
     subject: str | None = None,
     event_id: str | None = None,
 ) -> str:
     """Publish an event if, and only if, the activity (or the workflow's turn) is committed; its id.
 
-    Inside an activity the event goes with the activity's record, also with what ``ctx.session`` wrote. Directly in a workflow it is a
-    command of its own and not repeated on replay. It leaves at least once, always with the same (source, id). ``key`` keeps the order of
-    events with the same key.
+    Inside an activity the event goes with the activity's record, also with what ``ctx.session`` wrote. Directly in a
+    workflow it is a command of its own and not repeated on replay. It leaves at least once, always with the same
+    (source, id), to every relay of the app that takes its type. ``key`` keeps the order of events with the same key.
+
+    Raises PayloadError (nothing written) naming what cannot be sent.
     """
-    run = ctx._run
+    run = run_of(ctx)
+    attempt = attempt_of(ctx)
     event_id = event_id or str(uuid7())
     built = [
         message(
@@ -43,7 +46,7 @@ async def send_event_transactional(
         )
         for destination in run.host.destinations(event_type)
     ]
-    if ctx._attempt is not None:
-        ctx._attempt.outbox.extend(built)
+    if attempt is not None:
+        attempt.outbox.extend(built)
         return event_id
     return await run.publish(built)  # type: ignore[no-any-return]

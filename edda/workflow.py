@@ -17,7 +17,8 @@ from edda.engine.host import WorkflowDefinition
 from edda.engine.run import Run
 from edda.errors import ConfigurationError, NotRunningError
 from edda.history.arguments import Parameters
-from edda.history.event_input import EVENT_INPUT
+from edda.history.event_input import data_of_input
+from edda.inbox.shapes import validate_path, validate_pattern
 
 if TYPE_CHECKING:
     from edda.handle import Handle
@@ -95,11 +96,15 @@ class Workflow(Generic[P, R]):
         if key is not None and on is None:
             msg = f"workflow {self.name!r}: key={key!r} says which runs are one per event; it needs on='<event type>'"
             raise ConfigurationError(msg)
+        if on is not None:
+            validate_pattern(on)
+        if key is not None:
+            validate_path(key)
         declared[func.__module__, func.__qualname__] = self
 
     async def _entry(self, run: Run) -> Any:
         if run.input.startswith(b'{"$event"'):
-            kwargs = self.parameters.from_data(from_json(run.input)[EVENT_INPUT].get("data"))
+            kwargs = self.parameters.from_data(data_of_input(from_json(run.input)))
         else:
             kwargs = self.parameters.decode(run.input)
         return await self.func(WorkflowContext(run), **kwargs)
@@ -220,10 +225,11 @@ def workflow(
     """Make an async function a durable workflow.
 
     ``name``: its stored name (default: the function's; it must not change while instances live). ``on``: events of
-    this type (or
-    ``"order.*"``) start it, their data being its arguments; with ``key="data.order_id"`` at most one run per key
-    value lives at a time. ``event_handler=True``: ``on`` its own name. ``lock_timeout_seconds`` is accepted and not
-    needed.
+    this type (or ``"order.*"``) start it, their data being its arguments; with ``key="data.order_id"`` at most one run
+    per key value lives at a time, and an event without the key (absent, or null) starts a run of its own.
+    ``event_handler=True``: ``on`` its own name. ``lock_timeout_seconds`` is accepted and not needed.
+
+    Raises ConfigurationError for an ``on`` that is no pattern and a ``key`` that is no path.
     """
 
     def decorate(target: Callable[..., Any]) -> Workflow[Any, Any]:

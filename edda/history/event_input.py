@@ -51,3 +51,11 @@ def event_of_input(parsed: dict[str, Any]) -> CloudEvent:
         data,
         described["datacontenttype"],
     )
+
+
+def data_of_input(parsed: dict[str, Any]) -> Any:
+    """The event's data alone: the JSON value, bytes where it is not JSON, None where there is none."""
+    described = parsed[EVENT_INPUT]
+    if "data_base64" in described:
+        return base64.b64decode(described["data_base64"])
+    return described.get("data")
