@@ -27,9 +27,6 @@ SETTINGS = (
     "synchronous = FULL",
 )
 
-#: Pages of the log (4 KiB each) until a commit copies them into the file, each once however often it was changed.
-_CHECKPOINT = "wal_autocheckpoint = 4000"
-
 
 class ConnectionThread:
     """A connection of its own thread: made with the first transaction, and again after one that went wrong.
@@ -133,7 +130,7 @@ def connect(url: sa.URL) -> sqlite3.Connection:
     )
     connection: sqlite3.Connection = sqlite3.connect(names[0], **options)
     try:
-        for setting in (*SETTINGS, _CHECKPOINT):
+        for setting in SETTINGS:
             connection.execute(f"PRAGMA {setting}").fetchall()
         connection.create_function("edda_lower", 1, str.lower, deterministic=True)
     except BaseException:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 from pydantic_core import from_json
 
@@ -36,8 +36,7 @@ class RepeatedFlushError(Exception):
     """A record exists already: an earlier try was committed, or another owner has written it. Internal."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Instance:
+class _Instance(NamedTuple):
     owner: str | None
     fence: int
     signals: int
