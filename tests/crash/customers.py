@@ -28,8 +28,9 @@ class Customers:
         self.in_vain: Counter[str] = Counter()
 
     async def buy(self, first: int, count: int, *, over: float, at_once: int = 20) -> None:
-        """Send ``count`` orders and their payments within about ``over`` seconds: payments before their orders, and
-        things sent twice, included.
+        """Send ``count`` orders and their payments within about ``over`` seconds.
+
+        Some payments come before their order, and some of both are sent twice.
         """
         gate = asyncio.Semaphore(at_once)
         async with httpx.AsyncClient(timeout=5) as client, asyncio.TaskGroup() as group:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from edda.engine.attempt import ActivitySession
+from edda.engine.session import ActivitySession
 from edda.storage.contract import Storage
 
 When = Literal["before", "after"]
@@ -101,9 +101,9 @@ def watch_session_commits() -> None:
     """The commit of ``ctx.session`` becomes a point, too."""
     finish = ActivitySession.finish
 
-    async def watched(session: ActivitySession) -> None:
+    async def watched(self: ActivitySession) -> None:
         here.reach(COMMIT, "before")
-        await finish(session)
+        await finish(self)
         here.reach(COMMIT, "after")
 
     ActivitySession.finish = watched  # type: ignore[method-assign]  # in this process only

@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -256,9 +257,7 @@ def start_at_once(text: str) -> None:
         os.read(reader, 1)  # ends when the parent closes its end: for all at once
         asyncio.run(_run_one(settings["url"], f"app-{number}"))
 
-    children = [
-        fork(lambda number=number: begin_with_the_others(number)) for number in range(settings["processes"])
-    ]
+    children = [fork(partial(begin_with_the_others, number)) for number in range(settings["processes"])]
     os.close(writer)
     _wait_for(children)
 
@@ -271,7 +270,7 @@ def migrate_in_small_steps(text: str) -> None:
     settings = json.loads(text)
     _import_everything(settings["url"])
     for number in range(1, 500):
-        pid = fork(lambda number=number: _migrate_and_die(settings["url"], number))
+        pid = fork(partial(_migrate_and_die, settings["url"], number))
         _, status = os.waitpid(pid, 0)
         if status == 0:
             return

@@ -43,7 +43,7 @@ SHOP = "shop"
 
 
 def start(program: str, **settings: Any) -> Process:
-    """``with start("worker", url=...) as process``."""
+    """One of these programs (or another module's, as ``module:function``) with its settings, as a process."""
     diary = settings.pop("diary", None)
     env = {} if diary is None else {"CRASH_DIARY": str(diary)}
     target = program if ":" in program else f"tests.crash.programs:{program}"
@@ -78,7 +78,7 @@ async def worker(text: str) -> None:
 
 
 async def slow_worker(text: str) -> None:
-    """Starts ``orders`` workflows that wait for the file ``gate``, and works. Settings: url, lease, shutdown_timeout."""
+    """Starts ``orders`` workflows that wait for the file ``gate``, and works. Settings: url, lease, ..."""
     settings = _begin(text)
     os.environ["CRASH_GATE"] = settings["gate"]
     app = EddaApp(
@@ -202,13 +202,13 @@ async def relay(text: str) -> None:
 
 
 async def sink(text: str) -> None:
-    """Writes down every event; answers when the line is in the file, and as long as the file ``hold`` exists not at all.
+    """Writes down every event; answers when the line is in the file, and not while the file ``hold`` exists.
 
     Settings: ledger, hold, port.
     """
     settings = _begin(text)
     hold = Path(settings["hold"]) if "hold" in settings else None
-    with Path(settings["ledger"]).open("ab", buffering=0) as lines:
+    with Path(settings["ledger"]).open("ab", buffering=0) as lines:  # noqa: ASYNC230, this process does nothing else
 
         async def take(request: Request) -> Response:
             headers = request.headers

@@ -19,6 +19,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._port = 0
         self._handlers: set[asyncio.Task[None]] = set()
+        self.clients: set[asyncio.StreamReader] = set()
         self._flows = asyncio.Event()
         self._flows.set()
 
@@ -60,6 +61,7 @@ class Proxy:
         assert handler is not None
         self._handlers.add(handler)
         port = self._target.port or _DEFAULT_PORTS[self._target.get_backend_name()]
+        self.clients.add(reader)
         ends = [writer]
         # Cancelled by ``down``, which is a good end: asyncio would tell of a cancelled handler as of an error.
         with suppress(OSError, asyncio.CancelledError):
@@ -76,6 +78,7 @@ class Proxy:
                         task.cancel()
             finally:
                 self._handlers.discard(handler)
+                self.clients.discard(reader)
                 for end in ends:
                     end.transport.abort()
 

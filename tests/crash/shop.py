@@ -103,7 +103,8 @@ class Shop:
             await eventually(is_done, timeout, pause=0.2)
         except AssertionError as error:
             for process in self.processes:
-                error.add_note(f"{process.target} ({process.pid}):\n{process.output}")
+                last = "\n".join(process.output.splitlines()[-40:])
+                error.add_note(f"{process.target} ({process.pid}), {process.returncode}:\n{last}")
             raise
 
     async def faults(self, orders: dict[str, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A worker that dies leaves everything to others, and an instance that kills its workers does not kill them for ever."""
+"""A worker that dies leaves all to others, and an instance that kills its workers does not do so for ever."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def test_loop_that_never_turns_again_loses_its_lease(shop: Shop) -> None:
 
 async def test_lease_survives_any_error_of_a_renewal(shop: Shop) -> None:
     app = EddaApp("lease", shop.url, workflows=[workflows.small], lease_seconds=2)
-    app.store = _FlakyHearts(app.store)  # type: ignore[assignment]  # all that it does not say itself is the store's
+    app.store = _FlakyHearts(app.store)
     async with app:
         owner = app.worker.owner
 

@@ -1,4 +1,4 @@
-"""Services that share a database, apps that share a process, and runs that share a loop do not get into each other's way."""
+"""Services that share a database, apps that share a process, runs that share a loop: none stops another."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ async def _park(shop: Shop, *, few: int, many: int) -> tuple[dict[str, int], dic
     some, all_ = await _census(process, "few"), await _census(process, "many")
     counts = await shop.counts()
     assert counts == {"waiting": many, "outbox": 0}
-    assert some["runs"] == all_["runs"] == 0
+    # One at most: the last one looked at, by the name that a loop has for it.
+    assert max(some["runs"], all_["runs"]) <= 1
     assert all_["tasks"] <= some["tasks"]
     assert all_["coroutines"] <= some["coroutines"]
     process.kill()
@@ -38,7 +39,7 @@ async def _park(shop: Shop, *, few: int, many: int) -> tuple[dict[str, int], dic
     assert (ready["loads"], ready["runs"]) == (0, 0)
     woken = await _census(again, "woken")
     assert woken["loads"] >= 1
-    assert woken["runs"] == 0
+    assert woken["runs"] <= 1
     assert await shop.counts() == {"waiting": many - 1, "completed": 1, "outbox": 0}
     return some, all_
 
