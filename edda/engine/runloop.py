@@ -121,6 +121,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Drop what still hangs here: the coroutines are closed where they stand, and nothing runs any more."""
         self._closed = True
         self._ready.clear()
+        self._on_wake = _nothing  # the run holds this loop: without a cycle both are freed at once
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
@@ -171,6 +172,10 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:  # type: ignore[override]
         return self._real.run_in_executor(executor, func, *args)
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Timer(asyncio.TimerHandle):
