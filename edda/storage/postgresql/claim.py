@@ -36,19 +36,18 @@ WITH {CLOCK}, alive AS MATERIALIZED (
 )
 UPDATE edda_instances i
 SET state = 'running', owner = $2, fence = i.fence + 1, updated_at = (SELECT now FROM clock)
-FROM chosen
-WHERE i.id = chosen.id
+WHERE i.id = ANY (ARRAY(SELECT c.id FROM chosen c))
 RETURNING {_CLAIMED}, i.priority, i.available_at
 """
 
 OWNED = f"SELECT {_CLAIMED} FROM edda_instances i WHERE i.owner = $1 AND i.state = 'running' ORDER BY i.id"
 
-# OFFSET 0 keeps the look-up of the event one by its key, whatever the planner thinks of the tables' sizes.
+# OFFSET 0 keeps each look-up one by its key, whatever the planner thinks of the tables' sizes.
 WAITS = """
 SELECT i.id, i.signals, w.seq AS wait, w.kind, w.name, w.hash, w.cursor, w.deadline, w.due, w.detail,
        e.seq, e.type, e.source, e.event_id, e.attributes, e.data, e.content_type, e.addressee, e.accepted_at
 FROM edda_instances i
-LEFT JOIN edda_waits w ON w.instance_id = i.id AND w.instance_id = ANY ($1::text[])
+LEFT JOIN LATERAL (SELECT * FROM edda_waits w WHERE w.instance_id = i.id OFFSET 0) w ON true
 LEFT JOIN LATERAL edda_first_event_1(
     CASE WHEN w.due AND w.kind = 'event' THEN w.hash END, w.chain, w.cursor, w.skip, w.shape_id) f ON true
 LEFT JOIN LATERAL (SELECT * FROM edda_events e WHERE e.seq = f.seq OFFSET 0) e ON true

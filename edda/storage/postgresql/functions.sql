@@ -9,8 +9,11 @@
 --
 -- Arrays of one prefix belong together, one element per row (t turns, r records, n new instances, ...); "_turn" and
 -- "_event" say which turn or event of the call a row belongs to, counted from 1. Arrays of which there are no rows stay
--- NULL: unpacking an empty one would cost as much as a look-up. Tables that may be large are pinned by
--- "= ANY (...)" to an index look-up: a plan that was made while a table was nearly empty is kept while it grows.
+-- NULL: unpacking an empty one would cost as much as a look-up.
+--
+-- A plan that was made while a table was nearly empty is kept while it grows, so that none may be left to the planner's
+-- idea of sizes. A table is looked up by "= ANY (array)" and not joined, or row by row in a LATERAL sub-select that OFFSET
+-- keeps as it is. Never both: each row would search the array. "IS TRUE" keeps an IN from becoming a join.
 --
 -- Lock order: accept lock, source positions, identities by digest, instances by id, then everything else.
 
@@ -64,7 +67,7 @@ $$
 
 -- Mark waits due and signal their instances, under the instances' locks; answers the apps and how many waits.
 -- What changed before the locks were had is looked at again: a wait that is gone, replaced or due already is left.
--- p_look: look for the event again, too; where w_hash is NULL, the deadline.
+-- Of events (w_hash) it is looked for again if p_look says so; of timers the deadline is.
 CREATE FUNCTION edda_signal_1(
     p_now bigint, p_look boolean, w_instance text[], w_seq integer[], w_hash bytea[],
     OUT o_apps text[], OUT o_marked integer
@@ -75,14 +78,16 @@ BEGIN
     PERFORM 1 FROM edda_instances i WHERE i.id = ANY (w_instance) ORDER BY i.id FOR NO KEY UPDATE;
     WITH marked AS (
         UPDATE edda_waits w SET due = true
-        FROM unnest(w_instance, w_seq, w_hash) AS m(instance_id, seq, hash)
-        WHERE w.instance_id = ANY (w_instance) AND w.instance_id = m.instance_id AND w.seq = m.seq AND NOT w.due
+        WHERE w.instance_id = ANY (w_instance) AND NOT w.due
           AND CASE
-                  WHEN m.hash IS NULL THEN w.deadline <= p_now
-                  WHEN NOT p_look THEN w.hash = m.hash
-                  ELSE w.hash = m.hash AND EXISTS (
+                  WHEN w_hash IS NULL THEN w.deadline <= p_now AND (w.instance_id, w.seq) IN (
+                      SELECT m.instance_id, m.seq FROM unnest(w_instance, w_seq) AS m(instance_id, seq))
+                  ELSE (w.instance_id, w.seq, w.hash) IN (
+                      SELECT m.instance_id, m.seq, m.hash
+                      FROM unnest(w_instance, w_seq, w_hash) AS m(instance_id, seq, hash)
+                  ) AND (NOT p_look OR EXISTS (
                       SELECT 1 FROM edda_first_event_1(w.hash, w.chain, w.cursor, w.skip, w.shape_id) f
-                      WHERE f.seq IS NOT NULL)
+                      WHERE f.seq IS NOT NULL))
               END
         RETURNING w.instance_id
     )
@@ -144,7 +149,7 @@ BEGIN
     o_fired := 0;
     IF v_seqs IS NOT NULL THEN
         SELECT s.o_apps, s.o_marked INTO o_apps, o_fired
-        FROM edda_signal_1(v_now, false, v_instances, v_seqs, array_fill(NULL::bytea, ARRAY[cardinality(v_seqs)])) s;
+        FROM edda_signal_1(v_now, false, v_instances, v_seqs, NULL) s;
     END IF;
 END
 $$
@@ -247,8 +252,9 @@ BEGIN
                    h.fence IS NULL AS fresh
             FROM unnest(t_id, t_fence) WITH ORDINALITY AS t(id, fence, at)
             LEFT JOIN firsts f ON f.turn = t.at
-            LEFT JOIN (SELECT h.instance_id, h.seq, h.fence FROM edda_history h WHERE h.instance_id = ANY (t_id)) h
-                   ON h.instance_id = t.id AND h.seq = f.seq
+            LEFT JOIN LATERAL (
+                SELECT h.fence FROM edda_history h WHERE h.instance_id = t.id AND h.seq = f.seq OFFSET 0
+            ) h ON true
             ORDER BY t.at
         )
         SELECT array_agg(j.verdict), array_agg(j.verdict = 0), array_agg(j.verdict = 0 AND j.fresh)
@@ -256,9 +262,10 @@ BEGIN
         FROM judged j;
         -- What an earlier try has registered may have been due at once, and its owner has not heard of it.
         v_news := ARRAY(
-            SELECT DISTINCT w.instance_id FROM unnest(w_turn, w_id, w_seq) AS n(turn, id, seq)
-            JOIN edda_waits w ON w.instance_id = ANY (w_id) AND w.instance_id = n.id AND w.seq = n.seq
-            WHERE w.due AND w.kind = 'event' AND v_ours[n.turn] AND NOT v_fresh[n.turn]);
+            SELECT DISTINCT w.instance_id FROM edda_waits w
+            WHERE w.instance_id = ANY (w_id) AND w.due AND w.kind = 'event' AND ((w.instance_id, w.seq) IN (
+                SELECT n.id, n.seq FROM unnest(w_turn, w_id, w_seq) AS n(turn, id, seq)
+                WHERE v_ours[n.turn] AND NOT v_fresh[n.turn])) IS TRUE);
     END IF;
 
     -- (3) What the turns write. A record that exists already is refused by its key: the call is repeated, careful.
@@ -273,8 +280,8 @@ BEGIN
 
         IF cardinality(d_turn) > 0 THEN
             DELETE FROM edda_waits w
-            USING unnest(d_turn, d_id, d_seq) AS d(turn, id, seq)
-            WHERE v_fresh[d.turn] AND w.instance_id = ANY (d_id) AND w.instance_id = d.id AND w.seq = d.seq;
+            WHERE w.instance_id = ANY (d_id) AND ((w.instance_id, w.seq) IN (
+                SELECT d.id, d.seq FROM unnest(d_turn, d_id, d_seq) AS d(turn, id, seq) WHERE v_fresh[d.turn])) IS TRUE;
         END IF;
 
         IF cardinality(w_turn) > 0 THEN
@@ -290,7 +297,7 @@ BEGIN
                 FROM unnest(w_turn, w_id, w_seq, w_kind, w_name, w_hash, w_shape, w_cursor, w_since, w_skip, w_delay,
                             w_deadline, w_detail)
                      AS n(turn, id, seq, kind, name, hash, shape, cursor, since, skip, delay, deadline, detail)
-                JOIN (SELECT i.id, i.chain FROM edda_instances i WHERE i.id = ANY (w_id)) i ON i.id = n.id
+                CROSS JOIN LATERAL (SELECT i.chain FROM edda_instances i WHERE i.id = n.id OFFSET 0) i
                 CROSS JOIN LATERAL (
                     SELECT coalesce(o_now + n.delay, n.deadline) AS deadline,
                            greatest(n.cursor, (
@@ -381,7 +388,8 @@ BEGIN
                 live_key = CASE WHEN t_release[e.turn] = 2 THEN NULL ELSE i.live_key END
             FROM unnest(e_turn, e_id, e_state, e_output, e_output_type, e_error)
                  AS e(turn, id, state, output, output_type, error)
-            WHERE v_ours[e.turn] AND NOT v_kept[e.turn] AND i.id = ANY (e_id) AND i.id = e.id
+            -- The row of the array is found by a value that is no column: see above.
+            WHERE v_ours[e.turn] AND NOT v_kept[e.turn] AND i.id = ANY (e_id) AND i.id || '' = e.id
             RETURNING i.id, i.ended_at
         )
         SELECT array_agg(e.id) FILTER (WHERE e.ended_at IS NOT NULL) INTO v_ended FROM ended e;
@@ -508,9 +516,9 @@ BEGIN
                    ELSE 3
                END AS verdict
         FROM unnest(e_digest, e_data_hash, e_position) WITH ORDINALITY AS e(digest, data_hash, position, at)
-        LEFT JOIN (
-            SELECT i.digest, i.data_hash, i.seq, i.batch_id FROM edda_identities i WHERE i.digest = ANY (e_digest)
-        ) i ON i.digest = e.digest
+        LEFT JOIN LATERAL (
+            SELECT i.data_hash, i.seq, i.batch_id FROM edda_identities i WHERE i.digest = e.digest OFFSET 0
+        ) i ON true
     ), numbered AS (
         SELECT l.*, v_last + count(*) FILTER (WHERE l.verdict = 0) OVER (ORDER BY l.at) AS next_seq FROM looked l
         ORDER BY l.at
@@ -551,8 +559,9 @@ BEGIN
             SELECT array_agg(coalesce(i.chain, e.addressee) ORDER BY e.at), array_agg(i.ended_at IS NOT NULL ORDER BY e.at)
             INTO v_chain, v_ended
             FROM unnest(e_addressee) WITH ORDINALITY AS e(addressee, at)
-            LEFT JOIN (SELECT i.id, i.chain, i.ended_at FROM edda_instances i WHERE i.id = ANY (e_addressee)) i
-                   ON i.id = e.addressee;
+            LEFT JOIN LATERAL (
+                SELECT i.chain, i.ended_at FROM edda_instances i WHERE i.id = e.addressee OFFSET 0
+            ) i ON true;
         END IF;
         INSERT INTO edda_events (
             seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at)
