@@ -72,17 +72,21 @@ class Role:
         self.port = 1  # nobody listens there
 
     async def start(self) -> None:
-        """A new process; a gateway may be called when this returns."""
+        """A new process; it works when this returns."""
         self._process = self._start()
         if self.name == "gateway":
             self.port = await asyncio.to_thread(port_of, self._process)
+        else:
+            await self._process.line("^ready$")
 
     async def kill(self) -> None:
         """And another one takes the part."""
         assert self._process is not None
         await asyncio.to_thread(self._process.kill)
         self._stopped = False
-        await self.start()
+        self._process = self._start()
+        if self.name == "gateway":
+            self.port = await asyncio.to_thread(port_of, self._process)
 
     async def stop_for(self, seconds: float) -> None:
         """Frozen meanwhile."""
