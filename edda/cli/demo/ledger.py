@@ -35,15 +35,17 @@ class Ledger:
     killed_after: int | None = None
     seconds: float = 0.0
     by_type: dict[str, int] = field(default_factory=dict)
+    answers: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
-    def sent(self, kind: str, verdict: str) -> None:
-        """A delivery was answered with 202."""
-        if verdict == "duplicate":
-            self.duplicates_refused += 1
-        elif kind == "order.created":
-            self.sent_orders += 1
-        else:
-            self.sent_payments += 1
+    def sent(self, kind: str, order_id: str, verdict: str) -> None:
+        """A delivery was answered with 202.
+
+        The first answer may be "duplicate" already: the one before was lost, or came later than that to its copy.
+        """
+        self.answers.setdefault((kind, order_id), []).append(verdict)
+        self.sent_orders = sum(1 for sent, _ in self.answers if sent == "order.created")
+        self.sent_payments = len(self.answers) - self.sent_orders
+        self.duplicates_refused = sum(len(each) for each in self.answers.values()) - len(self.answers)
 
     def look(self, counts: Mapping[str, int], sink: Path) -> None:
         """Read the database's counts and the sink's file."""
@@ -65,8 +67,10 @@ class Ledger:
 
     def as_dict(self, orders: int, faults: list[str]) -> dict[str, Any]:
         """For programs."""
+        told = asdict(self)
+        del told["answers"]
         lost = max(0, 2 * orders - self.out)
-        return {"orders": orders, **asdict(self), "lost": lost, "faults": faults, "adds_up": not faults}
+        return {"orders": orders, **told, "lost": lost, "faults": faults, "adds_up": not faults}
 
 
 def read_sink(sink: Path) -> list[dict[str, str]]:
@@ -78,31 +82,8 @@ def read_sink(sink: Path) -> list[dict[str, str]]:
 
 async def check(ledger: Ledger, orders: int, store: Storage, sink: Path) -> list[str]:
     """What does not add up; empty if all does."""
-    faults: list[str] = []
-
-    def expect(what: str, got: object, wanted: object) -> None:
-        if got != wanted:
-            faults.append(f"{what}: {got}, expected {wanted}")
-
-    expect("orders accepted", ledger.sent_orders, orders)
-    expect("payments accepted", ledger.sent_payments, orders)
-    expect("workflows started", ledger.started, orders)
-    expect("workflows completed", ledger.completed, orders)
-    expect("outbox rows left", ledger.outbox, 0)
-    if ledger.killed_after is None:
-        faults.append("the worker was never killed")
-    if ledger.duplicates_refused == 0:
-        faults.append("no duplicate was refused, so none was sent")
-    events = read_sink(sink)
-    for kind in ("order.paid", "order.shipped"):
-        told = Counter(
-            json.loads(event["data"])["order_id"]
-            for event in {
-                (event["source"], event["id"]): event for event in events if event["type"] == kind
-            }.values()
-        )
-        expect(f"{kind} at the sink", len(told), orders)
-        expect(f"{kind} said twice under different ids", sum(1 for number in told.values() if number > 1), 0)
+    faults = _faults_of_counts(ledger, orders)
+    faults += _faults_at_sink(read_sink(sink), orders)
     page: tuple[int, str] | None = None
     while rows := await store.find_instances(limit=500, before=page):
         for row in rows:
@@ -111,6 +92,59 @@ async def check(ledger: Ledger, orders: int, store: Storage, sink: Path) -> list
                 faults.append(f"history of {row.id}: {history}")
         page = (rows[-1].created_at, rows[-1].id)
     return faults
+
+
+def _faults_of_counts(ledger: Ledger, orders: int) -> list[str]:
+    faults = [
+        f"{what}: {got}, expected {wanted}"
+        for what, got, wanted in (
+            ("orders accepted", ledger.sent_orders, orders),
+            ("payments accepted", ledger.sent_payments, orders),
+            ("workflows started", ledger.started, orders),
+            ("workflows completed", ledger.completed, orders),
+            ("outbox rows left", ledger.outbox, 0),
+        )
+        if got != wanted
+    ]
+    if ledger.killed_after is None:
+        faults.append("the worker was never killed")
+    elif ledger.killed_after >= 2 * orders:
+        faults.append("the worker was killed when all was done")
+    if ledger.duplicates_refused == 0:
+        faults.append("no duplicate was refused, so none was sent")
+    twice = [
+        event for event, verdicts in ledger.answers.items() if len(verdicts) - verdicts.count("duplicate") > 1
+    ]
+    return [*faults, *(f"{kind} of {order_id} was accepted twice" for kind, order_id in twice)]
+
+
+def _faults_at_sink(events: list[dict[str, str]], orders: int) -> list[str]:
+    """Each event once, but for repeats under the same id; per customer in the order in which they were written."""
+    first: dict[tuple[str, str], dict[str, str]] = {}
+    for event in events:
+        first.setdefault((event["source"], event["id"]), event)
+    faults = []
+    last: dict[str, str] = {}
+    told: dict[str, Counter[str]] = {"order.paid": Counter(), "order.shipped": Counter()}
+    for event in first.values():
+        order_id = json.loads(event["data"])["order_id"]
+        told[event["type"]][order_id] += 1
+        customer = customer_of(order_id)
+        if event["sequence"] <= last.get(customer, ""):
+            faults.append(f"{event['type']} of {order_id} came behind a later event of {customer}")
+        last[customer] = event["sequence"]
+    for kind, counted in told.items():
+        if len(counted) != orders:
+            faults.append(f"{kind} at the sink: {len(counted)}, expected {orders}")
+        twice = sorted(order_id for order_id, number in counted.items() if number > 1)
+        if twice:
+            faults.append(f"{kind} said twice under different ids: {', '.join(twice)}")
+    return faults
+
+
+def customer_of(order_id: str) -> str:
+    """The ordering key of an order's events."""
+    return f"customer-{int(order_id.rpartition('-')[2]) % 10}"
 
 
 def show_progress(ledger: Ledger, orders: int, seconds: float) -> Table:
@@ -125,7 +159,8 @@ def show_progress(ledger: Ledger, orders: int, seconds: float) -> Table:
         f"twice     {ledger.duplicates_refused:>5}",
         f"started   {ledger.started:>5}\nwaiting   {ledger.waiting:>5}\nrunning   {ledger.running:>5}\n"
         f"completed [green]{ledger.completed:>5}[/green]",
-        f"order.paid    {ledger.by_type.get('order.paid', 0):>5}\norder.shipped {ledger.by_type.get('order.shipped', 0):>5}\n"
+        f"order.paid    {ledger.by_type.get('order.paid', 0):>5}\n"
+        f"order.shipped {ledger.by_type.get('order.shipped', 0):>5}\n"
         f"in the outbox {ledger.outbox:>5}{killed}",
     )
     return table

@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import uvicorn
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from edda.app import EddaApp
 from edda.cli.demo.workflows import fulfil_order
+from edda.cli.serve import serve
+from edda.cli.until import terminated
 from outbox_relays.http import HttpPublisher
+
+_HOST = "127.0.0.1"
 
 #: Short leases, so that the take-over after the kill fits into a demo.
 LEASE_SECONDS = 2.0
-
-
-async def serve(application: ASGIApp, on_listening: Callable[[int], None]) -> None:
-    """Serve on a free port of the loopback interface until SIGTERM."""
-    config = uvicorn.Config(application, host="127.0.0.1", port=0, log_level="warning", lifespan="on")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        on_listening(server.servers[0].sockets[0].getsockname()[1])
-    await serving
 
 
 async def gateway(database_url: str) -> None:
     """Accepts events; has no user code, because triggers are rows."""
     app = EddaApp("demo", database_url, workflows=[], work=False)
     await app.initialize()
-    await serve(app, lambda port: print(f"listening {port}", flush=True))
+    await serve(app, _HOST, 0, _say_port)
 
 
 async def worker(database_url: str, sink_url: str) -> None:
@@ -57,7 +45,7 @@ async def worker(database_url: str, sink_url: str) -> None:
     )
     async with app:
         print("ready", flush=True)
-        await _terminated()
+        await terminated()
 
 
 async def sink(ledger: Path) -> None:
@@ -72,6 +60,7 @@ async def sink(ledger: Path) -> None:
                         "id": headers["ce-id"],
                         "source": headers["ce-source"],
                         "type": headers["ce-type"],
+                        "sequence": headers["ce-sequence"],
                         "data": (await request.body()).decode(),
                     }
                 )
@@ -80,16 +69,11 @@ async def sink(ledger: Path) -> None:
             return Response(status_code=204)
 
         application = Starlette(routes=[Route("/", take, methods=["POST"])])
-        await serve(application, lambda port: print(f"listening {port}", flush=True))
+        await serve(application, _HOST, 0, _say_port)
 
 
-async def _terminated() -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+def _say_port(port: int) -> None:
+    print(f"listening {port}", flush=True)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ SOURCE = "/demo/shop"
 
 
 @activity
-async def reserve(ctx: WorkflowContext, order_id: str) -> str:
+async def reserve(ctx: WorkflowContext, order_id: str) -> str:  # noqa: ARG001, every activity is given it
     """Set the goods aside."""
     return f"shelf-{int(order_id.rpartition('-')[2]) % 7}"
 
