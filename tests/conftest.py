@@ -34,9 +34,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _database(kind: Kind, directory: Path) -> Iterator[Database]:
+def _database(kind: Kind, request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
+    is_prepared = request.node.get_closest_marker("empty_database") is None
     try:
-        with temporary_database(kind, directory) as database:
+        with temporary_database(kind, directory, is_prepared=is_prepared) as database:
             yield database
             return
     except servers.UnavailableError as error:
@@ -48,29 +49,29 @@ def _database(kind: Kind, directory: Path) -> Iterator[Database]:
 
 @pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database; the test runs once for each kind."""
-    yield from _database(request.param, tmp_path)
+    """A database without rows; the test runs once for each kind."""
+    yield from _database(request.param, request, tmp_path)
 
 
 @pytest.fixture
-def sqlite_database(tmp_path: Path) -> Iterator[Database]:
-    """An empty SQLite database, in a file that does not exist yet."""
-    yield from _database("sqlite", tmp_path)
+def sqlite_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A SQLite database without rows."""
+    yield from _database("sqlite", request, tmp_path)
 
 
 @pytest.fixture
-def postgresql_database(tmp_path: Path) -> Iterator[Database]:
-    """An empty PostgreSQL database."""
-    yield from _database("postgresql", tmp_path)
+def postgresql_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A PostgreSQL database without rows."""
+    yield from _database("postgresql", request, tmp_path)
 
 
 @pytest.fixture
-def mysql_database(tmp_path: Path) -> Iterator[Database]:
-    """An empty MySQL database."""
-    yield from _database("mysql", tmp_path)
+def mysql_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A MySQL database without rows."""
+    yield from _database("mysql", request, tmp_path)
 
 
 @pytest.fixture
-def mariadb_database(tmp_path: Path) -> Iterator[Database]:
-    """An empty MariaDB database."""
-    yield from _database("mariadb", tmp_path)
+def mariadb_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A MariaDB database without rows."""
+    yield from _database("mariadb", request, tmp_path)

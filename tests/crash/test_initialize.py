@@ -9,6 +9,8 @@ import pytest
 from tests.crash.programs import start
 from tests.support.databases import Database
 
+pytestmark = pytest.mark.empty_database
+
 
 @pytest.mark.timeout(120)
 async def test_ten_processes_start_at_once_on_an_empty_database(database: Database) -> None:

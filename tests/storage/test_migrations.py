@@ -20,6 +20,8 @@ from tests.storage import given
 from tests.support.databases import Database
 from tests.support.processes import spawn
 
+pytestmark = pytest.mark.empty_database
+
 OpenUrl = Callable[[str], Awaitable[CoreStore]]
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.support import servers
+from tests.support import prepared, servers
 
 Kind = Literal["sqlite", "postgresql", "mysql", "mariadb"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -30,22 +30,33 @@ class Database:
 
 
 @contextmanager
-def temporary_database(kind: Kind, directory: Path) -> Iterator[Database]:
+def temporary_database(kind: Kind, directory: Path, *, is_prepared: bool = False) -> Iterator[Database]:
     """Create a database and drop it afterwards, whoever is still connected to it.
 
     Args:
         kind: of which kind.
         directory: where SQLite keeps its file.
+        is_prepared: with Edda's schema, as the migrations make it; else empty.
 
     Raises:
         servers.UnavailableError: there is no server of this kind.
     """
     if kind == "sqlite":
-        yield Database(kind, f"sqlite:///{directory / f'edda_{uuid.uuid4().hex}.db'}")
+        file = directory / f"edda_{uuid.uuid4().hex}.db"
+        if is_prepared:
+            prepared.sqlite_file(file)
+        yield Database(kind, f"sqlite:///{file}")
         return
     admin_url = servers.admin_url(kind)
     name = f"edda_{uuid.uuid4().hex}"
-    servers.run_apart(lambda: _create(admin_url, name))
+    if not is_prepared:
+        servers.run_apart(lambda: _create(admin_url, f"CREATE DATABASE {name}"))
+    elif kind == "postgresql":
+        template = prepared.postgresql_template(admin_url)
+        servers.run_apart(lambda: _create(admin_url, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    else:
+        tables = prepared.mysql_statements(kind, admin_url)
+        servers.run_apart(lambda: _create(admin_url, f"CREATE DATABASE {name}", f"USE {name}", *tables))
     try:
         url = sa.make_url(admin_url).set(database=name)
         yield Database(kind, url.render_as_string(hide_password=False))
@@ -53,10 +64,10 @@ def temporary_database(kind: Kind, directory: Path) -> Iterator[Database]:
         servers.run_apart(lambda: _drop(admin_url, name))
 
 
-async def _create(admin_url: str, name: str) -> None:
-    engine = servers.engine(admin_url)
-    async with engine.connect() as connection:
-        await connection.execute(sa.text(f"CREATE DATABASE {name}"))
+async def _create(admin_url: str, *statements: str) -> None:
+    async with servers.engine(admin_url).connect() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
 
 
 async def _drop(admin_url: str, name: str) -> None:

@@ -4,9 +4,11 @@ After a commit whose answer was lost nobody knows what became of it. The two way
 
     async with proxied(url) as proxy:
         store = open_store(proxy.url)
-        proxy.cut_once(committed)      # the server has committed; the answer is thrown away, the connection cut
-        proxy.cut_next_request()       # the next request never reaches the server; the connection is cut
+        proxy.cut_once(committed)   # the server has committed; the answer is thrown away, the connection cut
+        proxy.cut_request()         # the next request never reaches the server; the connection is cut
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,9 +25,11 @@ class Proxy:
     def __init__(self, url: sa.URL) -> None:
         self._target = url
         self._committed: Committed | None = None
-        self._swallow_request = False
+        self._asker = b""  # only connections that have sent this
+        self._request: bytes | None = None
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[object]] = set()
         self.cuts = 0
 
     @property
@@ -35,22 +39,23 @@ class Proxy:
         port = self._server.sockets[0].getsockname()[1]
         return self._target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
 
-    def cut_once(self, committed: Committed) -> None:
+    def cut_once(self, committed: Committed, *, asker: bytes = b"") -> None:
         """Throw away the first answer that comes when ``committed()`` is true, and cut that connection.
 
         ``committed`` asks the database by another way whether the transaction's effect is visible. That it is asked
-        before every answer makes the cut exact: after the commit, before the client hears of it.
+        before every answer makes the cut exact: after the commit, before the client hears of it. ``asker``: cut only
+        a connection that has sent these bytes.
         """
-        self._committed = committed
+        self._committed, self._asker = committed, asker
 
-    def cut_next_request(self) -> None:
-        """Cut the next connection that sends something, before the server gets it."""
-        self._swallow_request = True
+    def cut_request(self, containing: bytes = b"") -> None:
+        """Cut the next connection that sends these bytes, before the server gets them."""
+        self._request = containing
 
     @property
     def armed(self) -> bool:
         """Whether a cut is still to come."""
-        return self._committed is not None or self._swallow_request
+        return self._committed is not None or self._request is not None
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -63,49 +68,68 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
         await self._server.wait_closed()
+        await asyncio.gather(*self._connections)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         default = 5432 if self._target.get_backend_name() == "postgresql" else 3306
         with suppress(OSError):
             upstream = await asyncio.open_connection(self._target.host, self._target.port or default)
             both = {writer, upstream[1]}
             self._writers |= both
+            sent = _Sent()
             try:
-                requests = asyncio.create_task(self._pass_on(reader, upstream[1], self._may_request))
-                answers = asyncio.create_task(self._pass_on(upstream[0], writer, self._may_answer))
-                _, running = await asyncio.wait([requests, answers], return_when=asyncio.FIRST_COMPLETED)
+                tasks = [
+                    asyncio.create_task(self._requests(reader, upstream[1], sent)),
+                    asyncio.create_task(self._answers(upstream[0], writer, sent)),
+                ]
+                _, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in running:
                     task.cancel()
-                await asyncio.gather(requests, answers, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 self._writers -= both
                 for end in both:
                     end.transport.abort()
 
-    async def _pass_on(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        may: Callable[[], Awaitable[bool]],
+    async def _requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: _Sent
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(1 << 16):
-                if not await may():
+                if self._request is not None and self._request in chunk:
+                    self._request = None
+                    self.cuts += 1
+                    return
+                if self._committed is not None and self._asker in chunk:
+                    sent.asked_for = self._committed
+                writer.write(chunk)
+                await writer.drain()
+
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: _Sent) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(1 << 16):
+                asked = self._committed
+                if (
+                    asked is not None
+                    and sent.asked_for is asked
+                    and await asked()
+                    and self._committed is asked
+                ):
+                    self._committed = None
                     self.cuts += 1
                     return
                 writer.write(chunk)
                 await writer.drain()
 
-    async def _may_request(self) -> bool:
-        swallow, self._swallow_request = self._swallow_request, False
-        return not swallow
 
-    async def _may_answer(self) -> bool:
-        asked = self._committed
-        if asked is None or not await asked() or self._committed is not asked:
-            return True
-        self._committed = None
-        return False
+class _Sent:
+    """The cut that a connection's requests have made it the candidate of."""
+
+    asked_for: Committed | None = None
 
 
 @asynccontextmanager

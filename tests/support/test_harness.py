@@ -10,6 +10,8 @@ from tests.support.databases import Database, temporary_database
 from tests.support.eventually import eventually
 from tests.support.processes import spawn
 
+pytestmark = pytest.mark.empty_database
+
 _seen: set[str] = set()
 
 

@@ -129,6 +129,7 @@ async def test_a_durable_store_warns_of_nothing(server: Database, caplog: pytest
     assert caplog.records == []
 
 
+@pytest.mark.empty_database
 async def test_ten_stores_open_and_migrate_one_new_file_at_once(another_store: OpenStore) -> None:
     stores = await asyncio.gather(*(another_store() for _ in range(10)))
     for number, store in enumerate(stores):
