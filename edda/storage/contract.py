@@ -221,9 +221,10 @@ class Storage(Protocol):
         (kind event, shape ready) an unreceived event, or its deadline passed -> due (and KEPT); other event waits are
         not due any more. No wait due: owner NULL, state waiting. YIELD -> runnable, owner NULL, available_at now,
         unconditional.
-        Event waits that are registered by a turn whose instance stays with its owner (no PARK, or KEPT by signals or
-        ``unread``) are looked at in the same way: due at once if an event is there; then the result is KEPT (= load
-        me), so that the owner needs no other look.
+        Event waits that are registered by a turn whose instance stays with its owner (KEEP, or KEPT by signals or
+        ``unread``; not YIELD: its next owner looks when it parks) are looked at, too: due at once if an event is there
+        (a deadline alone is left to fire_timers); then the result is KEPT (= load me), so that the owner needs no other
+        look.
         ``reset_recoveries`` sets recoveries 0.
         """
         ...
@@ -313,8 +314,9 @@ class Storage(Protocol):
         """Take or renew the relay lease of the destination (free, expired, or already ours), then read rows.
 
         First retrying rows with available_at <= now, then pending ones in id order, ``limit`` together, at most
-        ``max_bytes`` of data (at least one row). Of one ordering key: nothing behind a row that is retrying, parked or
-        dead (what is pending there becomes parked), and the rows of a key in id order. Not held by us ->
+        ``max_bytes`` of data (at least one row). Of one ordering key: the rows in id order, and nothing behind a row
+        that is retrying later, parked or dead: what stands there among these becomes parked (and if it was all of them,
+        next_available_us is 0: what comes behind them is to be had at once). Not held by us ->
         TakenRows(held=False).
         """
         ...

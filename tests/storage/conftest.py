@@ -16,6 +16,7 @@ from tests.storage import given
 from tests.support.databases import KINDS, Database
 
 OpenStore = Callable[[], Awaitable[Storage]]
+OpenUrl = Callable[[str], Awaitable[Storage]]
 
 MEMORY = "memory"
 
@@ -30,7 +31,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Database | None:
 
 
 @pytest.fixture
-async def opened() -> AsyncIterator[Callable[[str], Awaitable[Storage]]]:
+async def opened() -> AsyncIterator[OpenUrl]:
     """Opens stores, migrated, and closes them at the end."""
     stores: list[Storage] = []
 
@@ -47,7 +48,7 @@ async def opened() -> AsyncIterator[Callable[[str], Awaitable[Storage]]]:
 
 
 @pytest.fixture
-async def another_store(server: Database | None, opened: Callable[[str], Awaitable[Storage]]) -> OpenStore:
+async def another_store(server: Database | None, opened: OpenUrl) -> OpenStore:
     shared: list[Storage] = []
 
     async def make() -> Storage:
@@ -68,7 +69,7 @@ async def store(another_store: OpenStore) -> Storage:
 
 
 @pytest.fixture
-async def sql_store(database: Database, opened: Callable[[str], Awaitable[Storage]]) -> Storage:
+async def sql_store(database: Database, opened: OpenUrl) -> Storage:
     store = await opened(database.url)
     await store.register_worker(given.WORKER, given.APP, given.HOUR)
     return store

@@ -566,6 +566,25 @@ async def test_a_key_that_is_too_long_is_never_cut(store: Storage, long: NewEven
         assert store.dialect == "sqlite", "SQLite knows no lengths"
 
 
+async def test_a_nul_in_text_is_stored_whole_or_refused_whole(store: Storage) -> None:
+    nul = given.event("bad", event_id="a\0b", data=b"\0", attributes=b'{"subject":"\\u0000"}')
+    try:
+        await store.accept(given.batch("b", given.event("good"), nul))
+    except StorageDataError:
+        assert store.dialect == "postgresql"
+        assert (await store.counts())["events"] == 0
+    else:
+        assert [one.event_id for one in await store.events_of_pattern("*", 1, 9, 9)] == ["a\0b"]
+
+
+async def test_a_start_that_knows_when_its_chain_began_keeps_it(store: Storage) -> None:
+    await given.accepted(
+        store, given.event("e", starts=(given.instance("x", chain="root", chain_started_at=17),))
+    )
+    (claimed,) = await store.claim(APP, ["order"], given.WORKER, 1)
+    assert (claimed.chain, claimed.chain_started_at, claimed.start_event) == ("root", 17, 1)
+
+
 async def test_poison_is_kept(store: Storage) -> None:
     letters = (
         NewDeadLetter("kafka:t/0@1", bytes(range(256)), b"[]", "not JSON ü"),

@@ -390,6 +390,29 @@ async def test_an_event_accepted_before_its_wait_is_found_though_other_news_keep
     assert await given.due(store, "order") == [1, 2, 3]
 
 
+async def test_a_deadline_that_has_passed_is_left_to_the_timers_by_a_turn_that_goes_on(
+    store: Storage,
+) -> None:
+    await given.started(store, "order")
+    waits = [given.event_wait(1, "a", delay_us=0), given.timer(2, delay_us=0)]
+    assert await given.applied(store, given.turn("order", waits=waits)) == [Applied.APPLIED]
+    assert await given.due(store, "order") == []
+    assert await store.fire_timers() == (frozenset({APP}), 2)
+
+
+async def test_a_wait_that_is_given_back_with_its_instance_is_looked_at_by_the_next_owner(
+    store: Storage,
+) -> None:
+    await given.accepted(store, given.event("e", "a"))
+    await given.started(store, "order")
+    back = given.turn("order", waits=[given.event_wait(1, "a")], release=Release.YIELD)
+    assert await given.applied(store, back) == [Applied.APPLIED]
+    assert await given.due(store, "order") == []
+    assert await given.claimed(store) == ["order"]
+    assert await given.applied(store, given.park("order", fence=2)) == [Applied.KEPT]
+    assert await given.due(store, "order") == [1]
+
+
 async def test_a_wait_of_an_earlier_turn_is_looked_at_when_the_instance_parks(store: Storage) -> None:
     await given.started(store, "order", "other")
     for one, delay in (("order", given.HOUR), ("other", 3 * given.HOUR)):

@@ -1,5 +1,7 @@
 """Workers, leases and timers: who is alive, whose instances go back, what comes due."""
 
+import asyncio
+
 import pytest
 
 from edda.storage.contract import Storage
@@ -36,6 +38,18 @@ async def test_a_heart_beats_again_and_again(store: Storage) -> None:
         store.clock_offset_us += HOUR // 2
     await heart.close()
     await heart.close()
+
+
+async def test_a_heart_beats_in_a_thread_with_an_event_loop_of_its_own(store: Storage) -> None:
+    heart = store.heart()
+
+    async def live() -> list[bool]:
+        beats = [(await heart.beat(WORKER, APP, HOUR)).alive for _ in range(2)]
+        await heart.close()
+        return beats
+
+    assert await asyncio.to_thread(asyncio.run, live()) == [True, True]
+    assert await store.requeue_expired() == (frozenset(), 0)
 
 
 async def test_a_worker_that_was_declared_dead_finds_itself_dead(store: Storage) -> None:

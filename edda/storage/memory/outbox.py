@@ -14,17 +14,16 @@ def take(t: Tables, destination: str, limit: int, max_bytes: int) -> tuple[list[
     rows = _rows(t, destination)
     later = [one for one, row in rows.items() if row.state == "retrying" and row.available_at > t.now]
     stuck = _first(rows, [*later, *(one for one, row in rows.items() if row.state in {"parked", "dead"})])
-    free = []
-    for one, row in rows.items():
-        if row.state in {"pending", "retrying"} and one not in later:
-            if one < stuck.get(row.message.ordering_key, one + 1):
-                free.append(one)
-            else:
-                t.outbox[one] = replace(row, state="parked")
-    first = sorted(free, key=lambda one: (rows[one].state == "pending", one))[:limit]
+    going = [one for one, row in rows.items() if row.state in {"pending", "retrying"} and one not in later]
+    candidates = sorted(going, key=lambda one: (rows[one].state == "pending", one))[:limit]
+    free = [one for one in candidates if one < stuck.get(rows[one].message.ordering_key, one + 1)]
+    for one in set(candidates) - set(free):
+        t.outbox[one] = replace(rows[one], state="parked")
+    if candidates and not free:
+        return [], 0  # what stands behind these is to be had at once
     taken: list[OutboxRow] = []
     size = 0
-    for one in sorted(first):
+    for one in sorted(free):
         size += len(rows[one].message.data or b"")
         if taken and size > max_bytes:
             break

@@ -229,6 +229,11 @@ class MemoryStore:
         with self.transaction() as t:
             return t.history.get((instance_id, seq), (None, None))[0]
 
+    def is_transient(self, error: BaseException) -> bool:
+        """No: nothing here ever has to be tried again."""
+        del error
+        return False
+
     async def enqueue_in_session(
         self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
     ) -> None:

@@ -143,9 +143,9 @@ def _any_due(t: Tables, instance_id: str) -> bool:
 
 
 def _look(t: Tables, turn: Turn) -> bool:
-    """Look at the waits that a turn has registered and whose owner stays."""
+    """Look at the event waits that a turn has registered and whose owner stays."""
     found = False
-    for key in [(turn.instance_id, new.seq) for new in turn.waits]:
+    for key in [(turn.instance_id, new.seq) for new in turn.waits if new.kind is WaitKind.EVENT]:
         wait = t.waits.get(key)
         if wait is not None and t.first_event(wait) is not None:
             t.waits[key] = replace(wait, due=True)
