@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
+from edda.app import EddaApp
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
+from edda.workflow import Workflow
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
 from tests.interleavings.deadlocks import Deadlocks
@@ -16,6 +19,7 @@ from tests.support.databases import Database
 from tests.support.proxy import Proxy, proxied
 
 OpenStore = Callable[..., Awaitable[Storage]]
+MakeApp = Callable[..., Awaitable[EddaApp]]
 
 
 @pytest.fixture
@@ -91,3 +95,20 @@ async def lossy(another_store: OpenStore, proxy: Proxy | None) -> Lossy:
     """The store of worker "a", by way of a network that loses things."""
     store = await another_store("a", url=None if proxy is None else proxy.url)
     return Lossy(store, proxy)
+
+
+@pytest.fixture
+async def make_app(database: Database, proxy: Proxy | None) -> AsyncIterator[MakeApp]:
+    """Makes an initialised app of workflows and settings; all are shut down at the end, before the proxy is."""
+    apps: list[EddaApp] = []
+
+    async def make(*workflows: Workflow[Any, Any], **settings: Any) -> EddaApp:
+        settings.setdefault("lease_seconds", 60)
+        app = EddaApp(given.APP, settings.pop("url", database.url), workflows=workflows, **settings)
+        apps.append(app)
+        await app.initialize()
+        return app
+
+    yield make
+    for app in apps:
+        await app.shutdown()

@@ -35,7 +35,7 @@ class Lossy:
         """Make the call; it never reaches the server."""
         if self.proxy is None:
             return
-        self.proxy.cut_next_request()
+        self.proxy.cut_request()
         with pytest.raises(StorageUnavailableError):
             await call()
         assert not self.proxy.armed

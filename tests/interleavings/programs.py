@@ -1,10 +1,14 @@
 """What runs in processes of their own. Each speaks in lines; the test that starts it stops or kills it at one."""
 
 import asyncio
+import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edda.cloudevent import CloudEvent
 from edda.errors import StorageUnavailableError
+from edda.inbox.accept import Inbox
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
 from edda.storage.mysql import store as mysql
@@ -73,3 +77,28 @@ async def hold_the_writer(url: str) -> None:
         assert (await store.apply_in_session(connection, turn)).applied.name == "APPLIED"
         print("holding", flush=True)
         await asyncio.Event().wait()
+
+
+async def deliver_readings(url: str, seed: str, devices: str, each: str) -> None:
+    """A gateway: readings of all devices, each device's in order, in bursts at random."""
+    store = await _open(url)
+    inbox = Inbox(store)
+    chance = random.Random(int(seed))
+    left = dict.fromkeys(range(int(devices)), 0)
+    while left:
+        burst = []
+        for device in chance.sample(sorted(left), min(len(left), chance.randint(1, 4))):
+            for _ in range(chance.randint(1, 5)):
+                if device in left:
+                    number = left[device]
+                    data = json.dumps({"device": device, "number": number}).encode()
+                    burst.append(CloudEvent(f"{device}-{number}", "sensors", "reading", data))
+                    left[device] += 1
+                    if left[device] == int(each):
+                        del left[device]
+        await inbox.deliver(burst)
+        for _ in range(chance.choice((0, 0, 1, 20))):
+            await store.ping()
+    print("delivered", flush=True)
+    await inbox.close()
+    await store.close()

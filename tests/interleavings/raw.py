@@ -84,6 +84,18 @@ class Raw:
                 waiting += 1
         return waiting
 
+    async def survive(self, connection: AsyncConnection) -> None:
+        """Make this transaction the one that goes on after a deadlock; to be called before it locks anything.
+
+        PostgreSQL refuses whoever notices first, InnoDB whoever has written less.
+        """
+        if self.kind == "postgresql":
+            await connection.execute(sa.text("SET LOCAL deadlock_timeout = '60s'"))
+            return
+        await self.execute("CREATE TABLE ballast (n INTEGER)")
+        rows = ", ".join(f"({number})" for number in range(2_000))
+        await connection.execute(sa.text(f"INSERT INTO ballast VALUES {rows}"))
+
     async def other_connections(self) -> int:
         """How many connections to this PostgreSQL database there are besides the one that asks."""
         return int(await self.scalar(_PG_OTHERS))
