@@ -92,6 +92,9 @@ def insert(
 
 def pairs(first: str, second: str, keys: Sequence[tuple[Value, Value]]) -> Statement:
     """A condition that is true for these pairs."""
+    if len(keys) == 1:
+        # MariaDB finds no index for a row compared with a list of one: it would read, and lock, the whole table.
+        return Statement(f"({first} = %s AND {second} = %s)", keys[0])
     return Statement(
         f"({first}, {second}) IN ({', '.join(['(%s, %s)'] * len(keys))})",
         [value for pair in keys for value in pair],
