@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from edda.engine.session import ActivitySession
+from edda.errors import StaleRoutingError
 from edda.storage.contract import Storage
 
 When = Literal["before", "after"]
@@ -74,7 +76,7 @@ class Points:
         if when == "before":
             self.reached[what] += 1
         if self.fatal == Point(what, self.reached[what], when):
-            os.write(1, f"{self.signal.name} at {self.fatal}\n".encode())
+            say(f"{self.signal.name} at {self.fatal}")
             os.kill(os.getpid(), self.signal)
 
     def all(self) -> list[Point]:
@@ -86,6 +88,12 @@ class Points:
             for number in range(1, times + 1)
             for when in whens
         ]
+
+
+def say(line: str) -> None:
+    """A line that stays whole, whoever else writes."""
+    sys.stdout.flush()
+    os.write(1, f"{line}\n".encode())
 
 
 #: Of this process; a program sets it before it does anything.
@@ -121,7 +129,11 @@ class _Watched:
         @functools.wraps(found)
         async def watched(*args: Any, **kwargs: Any) -> Any:
             here.reach(name, "before")
-            answer = await found(*args, **kwargs)
+            try:
+                answer = await found(*args, **kwargs)
+            except StaleRoutingError:
+                here.reached[name] -= 1  # nothing was written, and the same call comes again
+                raise
             here.reach(name, "after")
             return answer
 

@@ -31,7 +31,7 @@ from edda.storage.contract import Storage
 from edda.storage.rows import WaitKind
 from outbox_relays.http import HttpPublisher
 from tests.crash import killpoints, workflows
-from tests.crash.killpoints import Point, Points
+from tests.crash.killpoints import Point, Points, say
 from tests.crash.programs import LEASE_SECONDS, log_to_stdout
 from tests.support.eventually import eventually
 
@@ -69,7 +69,7 @@ def die_at_every_point(text: str) -> None:
     _import_everything(settings["url"])
     points = [point for point in _rehearse(settings) if only.search(point)]
     _Play(settings, points, number).run()
-    print("all ended", flush=True)
+    say("all ended")
 
 
 class _Play:
@@ -102,7 +102,7 @@ class _Play:
                 self._stopped[point] = pid
             died = os.WIFSTOPPED(status) or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
             how = "died" if died else "missed" if status == 0 else "FAILED"
-            print(f"{how} {point}" + (f" first, status {status}" if how == "FAILED" else ""), flush=True)
+            say(f"{how} {point}" + (f" first, status {status}" if how == "FAILED" else ""))
             if died:
                 self._second[self._fork(point, fatal=False)] = point
         elif pid in self._second:
@@ -118,7 +118,7 @@ class _Play:
     @staticmethod
     def _tell_failure(point: str, which: str, status: int) -> None:
         if status != 0:
-            print(f"FAILED {point} {which}, status {status}", flush=True)
+            say(f"FAILED {point} {which}, status {status}")
 
 
 def _rehearse(settings: dict[str, Any]) -> list[str]:
@@ -136,7 +136,7 @@ def _rehearse(settings: dict[str, Any]) -> list[str]:
         points: list[str] = json.loads(stream.read() or b"[]")
     _, status = os.waitpid(pid, 0)
     if status != 0:
-        print(f"FAILED rehearsal, status {status}", flush=True)
+        say(f"FAILED rehearsal, status {status}")
     return points
 
 
@@ -275,7 +275,7 @@ def migrate_in_small_steps(text: str) -> None:
         if status == 0:
             return
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
-            print(f"FAILED at statement {number}, status {status}", flush=True)
+            say(f"FAILED at statement {number}, status {status}")
             return
 
 
@@ -303,11 +303,11 @@ async def _run_one(url: str, app_name: str) -> None:
     async with app:
         handle = await workflows.small.submit()
         assert await handle.result(timeout=_PATIENCE) == "done"
-        print("completed", flush=True)
+        say("completed")
 
 
 def _wait_for(children: list[int]) -> None:
     for child in children:
         _, status = os.waitpid(child, 0)
         if status != 0:
-            print(f"FAILED {child}, status {status}", flush=True)
+            say(f"FAILED {child}, status {status}")

@@ -253,7 +253,7 @@ async def serve(application: ASGIApp, port: int = 0) -> None:
 
 def port_of(process: Process) -> int:
     """Where a gateway or sink listens."""
-    return int(process.wait_for_line(r"listening on (\d+)")[1])
+    return int(process.wait_for_line(r"listening on (\d+)", timeout=60)[1])
 
 
 def _begin(text: str) -> dict[str, Any]:

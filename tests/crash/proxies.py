@@ -49,6 +49,7 @@ class Proxy:
             for handler in self._handlers:
                 handler.cancel()
             await asyncio.wait(set(self._handlers))
+        await asyncio.sleep(0)  # what is aborted is closed by the loop's next turn
         if server is not None:
             await server.wait_closed()
 

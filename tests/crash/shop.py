@@ -69,7 +69,7 @@ class Shop:
     async def start_ready(self, program: str, **settings: Any) -> Process:
         """Start it, and wait until it works."""
         process = self.start(program, **settings)
-        await process.line("^ready$")
+        await process.line("^ready$", timeout=60)
         return process
 
     async def select(self, statement: sa.Select[Any]) -> list[Any]:

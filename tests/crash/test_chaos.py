@@ -77,7 +77,7 @@ class Role:
         if self.name == "gateway":
             self.port = await asyncio.to_thread(port_of, self._process)
         else:
-            await self._process.line("^ready$")
+            await self._process.line("^ready$", timeout=60)
 
     async def kill(self) -> None:
         """And another one takes the part."""

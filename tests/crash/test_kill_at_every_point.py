@@ -13,41 +13,48 @@ from tests.crash import ledger, nursery, workflows
 from tests.crash.programs import port_of, start
 from tests.support.databases import Database
 
+#: What must happen once, and what it depends on.
+STEPS = ("flush", "apply_in_session", "commit", "accept", "outbox_settle")
+
 
 @pytest.mark.timeout(300)
+async def test_worker_killed_at_any_step_of_an_order_loses_and_doubles_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    only = rf"^({'|'.join(STEPS)}|register_shape|body\.book)\.|^(claim|load|outbox_take)\.[12]\."
+    await _play("SIGKILL", database, tmp_path, only=only, steps=STEPS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
 async def test_worker_killed_before_or_after_any_of_its_calls_loses_and_doubles_nothing(
     database: Database, tmp_path: Path
 ) -> None:
-    await _play("SIGKILL", database, tmp_path)
+    steps = (
+        *STEPS,
+        "claim",
+        "load",
+        "register_shape",
+        "register_worker",
+        "outbox_take",
+        "body.book",
+        "body.ship",
+    )
+    await _play("SIGKILL", database, tmp_path, only="", steps=steps)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 async def test_worker_stopped_before_or_after_any_of_its_calls_changes_nothing_when_it_awakes(
     database: Database, tmp_path: Path
 ) -> None:
     # On SQLite whoever is stopped inside a transaction keeps everybody from writing: that is the file's own lock.
-    session = ("apply_in_session", "commit") if database.kind != "sqlite" else ()
-    only = "^(flush|claim|load|accept|outbox_settle" + "".join(f"|{what}" for what in session) + r")\."
-    await _play(
-        "SIGSTOP", database, tmp_path, only=only, steps=("flush", "accept", "outbox_settle", *session)
-    )
+    inside = () if database.kind != "sqlite" else ("apply_in_session", "commit")
+    steps = tuple(step for step in STEPS if step not in inside)
+    await _play("SIGSTOP", database, tmp_path, only=rf"^({'|'.join(steps)}|claim|load)\.", steps=steps)
 
 
-async def _play(
-    signal: str,
-    database: Database,
-    tmp_path: Path,
-    only: str = "",
-    steps: Sequence[str] = (
-        "flush",
-        "apply_in_session",
-        "commit",
-        "accept",
-        "claim",
-        "register_shape",
-        "outbox_settle",
-    ),
-) -> None:
+async def _play(signal: str, database: Database, tmp_path: Path, *, only: str, steps: Sequence[str]) -> None:
     if database.kind != "sqlite":
         await ledger.create_bookings(database)
     diary = tmp_path / "diary"
@@ -60,7 +67,7 @@ async def _play(
             "only": only,
         }
         with start("tests.crash.nursery:die_at_every_point", diary=diary, **settings) as process:
-            assert await asyncio.to_thread(process.wait, 280) == 0
+            assert await asyncio.to_thread(process.wait, 580) == 0
             output = process.output
     died, missed = _points(output, "died"), _points(output, "missed")
     assert "FAILED" not in output, output
