@@ -254,7 +254,9 @@ class Turn:
     output_type: str | None = None
     error: bytes | None = None
     unread: Unread | None = None  # for END: KEPT, with the event, if there is one
-    successor: NewInstance | None = None  # for END: inserted if and only if it is applied, when live_key is free
+    successor: NewInstance | None = (
+        None  # for END: inserted if and only if it is applied, when live_key is free
+    )
 
 
 class Applied(IntEnum):
@@ -268,7 +270,10 @@ class Applied(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """``signals`` as the row has it now. ``unread``: the event for which an END was KEPT; end with a successor for it."""
+    """``signals`` as the row has it now.
+
+    ``unread``: the event for which an END was KEPT; end again, with a successor for it.
+    """
 
     applied: Applied
     signals: int
@@ -368,8 +373,8 @@ class EventResult:
 class AcceptResult:
     """Results in the order of the events.
 
-    ``woken``: ids of instances made runnable, with their apps. ``more``: waits beyond the first thousand matched;
-    call ``mark_due`` with ``more_hashes`` until it returns no more. ``stale``: index in ``positions`` -> the stored offset.
+    ``woken_apps``: apps of instances that were signalled or started. ``more_hashes``: waits beyond the first thousand
+    matched; call ``mark_due`` with them until it returns no more. ``stale``: index in ``positions`` -> stored offset.
     """
 
     results: tuple[EventResult, ...]
@@ -452,7 +457,10 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class TakenRows:
-    """``lease_us`` microseconds of lease are left. ``held`` False: another relay leads, ``next_available_us`` longer at most."""
+    """``lease_us`` microseconds of lease are left.
+
+    ``held`` False: another relay leads, for at most ``next_available_us`` longer.
+    """
 
     held: bool
     lease_us: int
