@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import tempfile
 from enum import Enum
@@ -54,6 +55,9 @@ _DATA = {
 }
 
 
+_MISSING = re.compile(r"no such (table|column|index)\b")
+
+
 def driver_error(error: BaseException) -> BaseException:
     """What the driver raised, also where SQLAlchemy has wrapped it."""
     if isinstance(error, sa.exc.StatementError) and error.orig is not None:
@@ -82,7 +86,7 @@ def meaning(error: BaseException) -> Meaning | None:
         return Meaning.UNAVAILABLE
     if code in _DATA:
         return Meaning.DATA
-    if code == sqlite3.SQLITE_ERROR and "no such " in str(error):
+    if code == sqlite3.SQLITE_ERROR and _MISSING.match(str(error)):
         return Meaning.SCHEMA
     return None
 

@@ -69,16 +69,11 @@ class SQLiteStore(CoreStore):
 
     async def open(self, lease_us: int = 30_000_000) -> None:
         """See the contract; raises ConfigurationError for a file that cannot be there or cannot be written to."""
-        if sqlite3.sqlite_version_info < _OLDEST:
-            raise ConfigurationError(
-                f"SQLite {sqlite3.sqlite_version} is too old: Edda needs {'.'.join(map(str, _OLDEST))} or newer. Use a "
-                "Python that is built with a newer one."
-            )
         self.lease_us = lease_us
         if self._closed:
             self._make_threads()
         try:
-            await self._again(lambda: self._writer.run(_check_durability))
+            await self._again(lambda: self._writer.run(_check))
         except StorageUnavailableError as error:
             if isinstance(error.__cause__, sqlite3.Error):
                 raise cannot_open(file_of(self.url), error.__cause__) from error.__cause__
@@ -200,8 +195,22 @@ class SQLiteStore(CoreStore):
         self.statements += 1
 
 
-def _check_durability(c: sqlite3.Connection) -> None:
-    """Whether SQLite took the settings; it refuses some without an error."""
+def _check(c: sqlite3.Connection) -> None:
+    """Whether SQLite is able to, and whether it took the settings: it refuses some without an error."""
+    try:
+        c.execute("SELECT json_group_array(1)").fetchall()
+        able = sqlite3.sqlite_version_info >= _OLDEST
+    except sqlite3.OperationalError:
+        able = False
+    if not able:
+        raise ConfigurationError(
+            f"SQLite {sqlite3.sqlite_version}, with which this Python is built, cannot run Edda: it needs "
+            f"{'.'.join(map(str, _OLDEST))} or newer, with the JSON functions. Nothing was written. Use another Python "
+            "(those of python.org and of uv have it)."
+        )
+    # BEGIN IMMEDIATE does not say that a file is read-only; this does, and is undone.
+    for statement in ("SAVEPOINT probe", "CREATE TABLE edda_probe (a)", "ROLLBACK TO probe", "RELEASE probe"):
+        c.execute(statement)
     ((journal,),) = c.execute("PRAGMA journal_mode")
     ((synchronous,),) = c.execute("PRAGMA synchronous")
     if journal != "wal":

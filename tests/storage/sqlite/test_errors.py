@@ -85,6 +85,7 @@ async def test_a_cold_transaction_that_fails_leaves_no_transaction_open(sqlite_s
     await writes(sqlite_store)
 
 
+@pytest.mark.empty_database
 async def test_a_database_without_the_schema_says_what_to_do(server: Database) -> None:
     store = open_store(server.url)
     await store.open()

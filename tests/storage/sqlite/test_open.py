@@ -16,7 +16,6 @@ from edda.storage.sqlite import connection
 from edda.storage.sqlite.store import SQLiteStore
 from tests.storage import given
 from tests.storage.conftest import OpenStore
-from tests.storage.sqlite.conftest import raw_connection
 from tests.support.databases import Database
 
 
@@ -63,10 +62,32 @@ async def test_a_directory_that_cannot_be_written_to_is_refused() -> None:
 
 
 async def test_a_file_that_is_opened_read_only_is_refused(server: Database) -> None:
-    with raw_connection(server) as raw:
-        raw.execute("CREATE TABLE t (a)")
     path = sa.make_url(server.url).database
     assert "read-only" in await refused(f"sqlite:///file:{path}?mode=ro&uri=true")
+
+
+async def test_a_sqlite_without_json_is_refused_at_once(
+    server: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_json(action: int, _: object, function: str | None, *_context: object) -> int:
+        missing = action == sqlite3.SQLITE_FUNCTION and function == "json_group_array"
+        return sqlite3.SQLITE_DENY if missing else sqlite3.SQLITE_OK
+
+    def connect(url: sa.URL) -> sqlite3.Connection:
+        connected = plain(url)
+        connected.set_authorizer(without_json)
+        return connected
+
+    plain = connection.connect
+    monkeypatch.setattr(connection, "connect", connect)
+    assert "JSON functions" in await refused(server.url)
+
+
+async def test_a_sqlite_that_is_too_old_is_refused_at_once(
+    server: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 32, 3))
+    assert "3.33.0 or newer" in await refused(server.url)
 
 
 async def test_a_refused_store_can_be_opened_when_the_mistake_is_mended(tmp_path: Path) -> None:
@@ -109,6 +130,7 @@ async def test_a_store_that_is_not_durable_warns_of_the_setting(
     assert "synchronous is 1" in caplog.text
 
 
+@pytest.mark.empty_database
 async def test_a_file_system_that_refuses_wal_is_warned_of(
     server: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,6 +167,7 @@ async def test_two_new_files_are_migrated_at_once_by_one_process(tmp_path: Path)
         await store.close()
 
 
+@pytest.mark.empty_database
 async def test_the_first_cold_transaction_of_a_connection_is_one(server: Database) -> None:
     store = open_store(server.url)
     assert isinstance(store, SQLiteStore)
