@@ -27,6 +27,7 @@ class Key(TypeDecorator[str]):
         self.length = length
 
     def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        """The column's own type."""
         if dialect.name in {"mysql", "mariadb"}:
             return dialect.type_descriptor(mysql.VARBINARY(self.length))
         if dialect.name == "postgresql":
@@ -34,11 +35,13 @@ class Key(TypeDecorator[str]):
         return dialect.type_descriptor(sa.String(self.length))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        """Bytes where the column is bytes."""
         if value is not None and dialect.name in {"mysql", "mariadb"}:
             return value.encode()
         return value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002, SQLAlchemy's signature
+        """Text again."""
         return value.decode() if isinstance(value, bytes) else value
 
 
@@ -258,7 +261,8 @@ outbox = sa.Table(
     sqlite_autoincrement=True,
     **MYSQL,
 )
-sa.Index("edda_outbox_state", outbox.c.destination, outbox.c.state, outbox.c.id)
+# The state first: housekeeping asks for what is pending, whatever its destination.
+sa.Index("edda_outbox_state", outbox.c.state, outbox.c.destination, outbox.c.id)
 sa.Index("edda_outbox_key", outbox.c.destination, outbox.c.ordering_key, outbox.c.id)
 
 relay_leases = sa.Table(

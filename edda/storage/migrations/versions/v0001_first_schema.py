@@ -226,7 +226,7 @@ def upgrade() -> None:
     _index("edda_events_accepted", "edda_events", ["accepted_at", "seq"])
     _index("edda_identities_seq", "edda_identities", ["seq"])
     _index("edda_event_keys_seq", "edda_event_keys", ["seq"])
-    _index("edda_outbox_state", "edda_outbox", ["destination", "state", "id"])
+    _index("edda_outbox_state", "edda_outbox", ["state", "destination", "id"])
     _index("edda_outbox_key", "edda_outbox", ["destination", "ordering_key", "id"])
     _index("edda_workers_expiry", "edda_workers", ["dead", "expires_at"])
     op.execute(
