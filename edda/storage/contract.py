@@ -238,7 +238,10 @@ class Storage(Protocol):
         ...
 
     async def record_fence(self, instance_id: str, seq: int) -> int | None:
-        """The fence that record (instance, seq) was written under, or None; resolves an unknown commit."""
+        """The fence that record (instance, seq) was written under, or None; resolves an unknown commit.
+
+        Waits for the instance's row: the server may still be busy with a commit whose connection is lost.
+        """
         ...
 
     def is_transient(self, error: BaseException) -> bool:

@@ -39,6 +39,15 @@ def apply_turn(c: sa.Connection, traits: Traits, turn: Turn, now: int) -> TurnRe
     return TurnResult(Applied.APPLIED, row.signals)
 
 
+def record_fence(c: sa.Connection, traits: Traits, instance_id: str, seq: int) -> int | None:
+    """The fence that a record was written under. Waits for a commit that is under way though its connection is lost."""
+    c.execute(traits.lock_rows(sa.select(instances.c.id).where(instances.c.id == instance_id)))
+    # A later statement than the lock's: it sees what was committed meanwhile.
+    return c.execute(
+        sa.select(history.c.fence).where(history.c.instance_id == instance_id, history.c.seq == seq)
+    ).scalar()
+
+
 def enqueue(c: sa.Connection, messages: Sequence[OutboxMessage], now: int) -> None:
     """Outbox rows, their ids in this order."""
     if messages:

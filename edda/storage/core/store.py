@@ -45,7 +45,6 @@ from edda.storage.rows import (
     Turn,
     TurnResult,
 )
-from edda.storage.schema import history
 
 log = logging.getLogger("edda.storage")
 
@@ -218,8 +217,7 @@ class CoreStore:
         return await connection.run_sync(lambda c: sessions.apply_turn(c, self.traits, turn, self._now(c)))
 
     async def record_fence(self, instance_id: str, seq: int) -> int | None:
-        select = sa.select(history.c.fence).where(history.c.instance_id == instance_id, history.c.seq == seq)
-        return await self._run(lambda c: c.execute(select).scalar(), write=False)
+        return await self._run(lambda c: sessions.record_fence(c, self.traits, instance_id, seq))
 
     async def enqueue_in_session(
         self, connection: AsyncConnection, messages: Sequence[OutboxMessage]
