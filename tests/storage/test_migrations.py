@@ -85,10 +85,12 @@ def described(c: sa.Connection) -> dict[str, Any]:
     }
 
 
-async def works(url: str) -> None:
+async def works(url: str, *, migrate: bool = False) -> None:
     """A store on this database does what stores do."""
     store = open_store(url)
     await store.open()
+    if migrate:
+        await store.migrate()
     await store.register_worker(given.WORKER, given.APP, given.HOUR)
     await given.parked(store, "order", given.event_wait(1, "a"))
     await given.accepted(store, given.event("e", "a"))
@@ -243,3 +245,13 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(database:
 async def test_a_database_without_a_schema_says_what_to_do(database: Database) -> None:
     with pytest.raises(SchemaError, match="edda migrate"):
         await on(database, check_schema)
+
+
+@pytest.mark.parametrize("database", ["mysql", "mariadb"], indirect=True)
+async def test_a_database_with_the_longest_name_there_is_can_be_migrated(database: Database) -> None:
+    name = f"{database.url.rsplit('/', 1)[1]}_".ljust(64, "x")
+    await execute(database, f"CREATE DATABASE {name}")
+    try:
+        await works(database.url.rsplit("/", 1)[0] + f"/{name}", migrate=True)
+    finally:
+        await execute(database, f"DROP DATABASE {name}")
