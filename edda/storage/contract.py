@@ -184,7 +184,10 @@ class Storage(Protocol):
         ...
 
     async def owned(self, worker: str) -> list[ClaimedInstance]:
-        """What this worker owns now (state running), as claimed; for a claim whose answer was lost."""
+        """What this worker owns now (state running), as claimed; for a claim whose answer was lost.
+
+        Waits for the worker's row: the server may still be busy with a claim whose connection is lost.
+        """
         ...
 
     async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:

@@ -66,9 +66,15 @@ async def claim(
 
 
 async def owned(link: Link, worker: str) -> list[ClaimedInstance]:
-    """What the worker owns."""
+    """What the worker owns, once no claim of its is under way any more: one holds the worker's row until it is over.
+
+    The server may be busy with a claim whose connection is lost: whoever does not wait for it never hears of it.
+    """
     query = f"SELECT {_CLAIMED} FROM edda_instances WHERE owner = %s AND state = 'running' ORDER BY id"
-    (result,) = await link.run(Statement(query, (worker,)))
+    _, result = await link.run(
+        Statement("SELECT id FROM edda_workers WHERE id = %s FOR UPDATE", (worker,)),
+        Statement(query, (worker,)),
+    )
     return [_claimed(row, 0) for row in result.rows]
 
 

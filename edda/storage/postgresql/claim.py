@@ -40,6 +40,9 @@ WHERE i.id = ANY (ARRAY(SELECT c.id FROM chosen c))
 RETURNING {_CLAIMED}, i.priority, i.available_at
 """
 
+# The server may be busy with a claim whose connection is lost: whoever does not wait for it never hears of it.
+NO_CLAIM = "SELECT w.id FROM edda_workers w WHERE w.id = $1 FOR NO KEY UPDATE"
+
 OWNED = f"SELECT {_CLAIMED} FROM edda_instances i WHERE i.owner = $1 AND i.state = 'running' ORDER BY i.id"
 
 # OFFSET 0 keeps each look-up one by its key, whatever the planner thinks of the tables' sizes.
@@ -70,7 +73,8 @@ async def claim(
 
 
 async def owned(link: Link, worker: str) -> list[ClaimedInstance]:
-    """What the worker owns."""
+    """What the worker owns, once no claim of its is under way any more: one holds the worker's row until it is over."""
+    await link.fetch(NO_CLAIM, worker)
     return [_claimed(row) for row in await link.fetch(OWNED, worker)]
 
 
