@@ -33,18 +33,21 @@ class Barrier:
         return self._raw.kind != "sqlite"
 
     @asynccontextmanager
-    async def at(self, table: sa.Table, operation: str, when: str = "") -> AsyncIterator[None]:
+    async def at(
+        self, table: sa.Table, operation: str, when: str = "", *, at_commit: bool = False
+    ) -> AsyncIterator[None]:
         """Inside the block, whoever does this to a row waits; at its end all go on.
 
         Args:
             table: whose rows.
             operation: INSERT, UPDATE or DELETE.
             when: only for rows of which this is true, e.g. ``NEW.owner = 'b'``.
+            at_commit: not at the statement, but in the COMMIT (PostgreSQL only).
         """
         if not self.stops:
             yield
             return
-        await self._build(table, operation, when)
+        await self._build(table, operation, when, at_commit=at_commit)
         async with self._raw.transaction() as connection:
             await connection.execute(sa.text("SELECT id FROM barrier FOR UPDATE"))
             yield
@@ -73,7 +76,7 @@ class Barrier:
             await asyncio.sleep(0)  # it has begun
         return task
 
-    async def _build(self, table: sa.Table, operation: str, when: str) -> None:
+    async def _build(self, table: sa.Table, operation: str, when: str, *, at_commit: bool) -> None:
         first = self._triggers == 0
         self._triggers += 1
         name = f"barrier_{self._triggers}"
@@ -89,9 +92,11 @@ class Barrier:
                     f"'BEGIN PERFORM id FROM barrier FOR SHARE; RETURN {row}; END'"
                 )
                 condition = f"WHEN ({when})" if when else ""
+                head = f"TRIGGER {name} BEFORE {operation} ON {table.name}"
+                if at_commit:
+                    head = f"CONSTRAINT TRIGGER {name} AFTER {operation} ON {table.name} INITIALLY DEFERRED"
                 await connection.exec_driver_sql(
-                    f"CREATE TRIGGER {name} BEFORE {operation} ON {table.name} FOR EACH ROW {condition} "
-                    f"EXECUTE FUNCTION {name}()"
+                    f"CREATE {head} FOR EACH ROW {condition} EXECUTE FUNCTION {name}()"
                 )
             else:
                 await connection.exec_driver_sql(

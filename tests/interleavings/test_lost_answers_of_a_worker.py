@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from edda.storage.schema import events, history, instances, outbox, waits
 from edda.transactional import send_event_transactional
 from edda.waits import sleep, wait_event
 from edda.workflow import workflow
+from tests.interleavings.barrier import Barrier
 from tests.interleavings.conftest import MakeApp
 from tests.interleavings.raw import Raw
 from tests.support.eventually import eventually
@@ -83,3 +85,42 @@ async def test_an_answer_that_is_lost_changes_nothing(
     assert await raw.count(outbox) == 4
     assert await raw.count(events) == 1
     assert await raw.count(waits) == 0
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_claim_that_commits_after_its_connection_was_lost_is_run_all_the_same(
+    make_app: MakeApp, raw: Raw, proxy: Proxy, barrier: Barrier
+) -> None:
+    """The server is busy with it when the worker asks what it owns; hearing "nothing" it would never ask again."""
+
+    @workflow
+    async def order(ctx: WorkflowContext) -> str:
+        return (await wait_event(ctx, "paid")).id
+
+    app = await make_app(order, url=proxy.url)
+    handle = await app.submit(order)
+
+    async def state() -> str:
+        return str(await raw.scalar(sa.select(instances.c.state)))
+
+    async def parked() -> bool:
+        return await state() == "waiting"
+
+    await eventually(parked)
+    async with barrier.at(instances, "UPDATE", "NEW.owner IS NOT NULL AND OLD.owner IS NULL", at_commit=True):
+        await app.deliver(CloudEvent(id="e", source="bank", type="paid"))
+        await eventually(raw.lock_waits)
+        proxy.cut_all()
+
+        async def asks_again() -> bool:
+            return await raw.lock_waits() == 2
+
+        # It waits for the claim as well, or has heard "nothing" and claims what is left, which is nothing either.
+        with suppress(AssertionError):
+            await eventually(asks_again, 2)
+
+    async def completed() -> bool:
+        return await state() == "completed"
+
+    await eventually(completed, 15)
+    assert await handle.result() == "e"

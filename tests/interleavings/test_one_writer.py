@@ -82,15 +82,16 @@ async def test_a_change_of_owner_between_a_flushs_snapshot_and_its_insert_fences
     assert await raw.count(history) == 2
 
 
+@pytest.mark.parametrize("release", [Release.KEEP, Release.PARK, Release.END])
 async def test_a_claim_that_commits_while_the_zombies_flush_waits_for_the_row_fences_it(
-    store: Storage, other: Storage, raw: Raw, barrier: Barrier
+    store: Storage, other: Storage, raw: Raw, barrier: Barrier, release: Release
 ) -> None:
-    # Parked with fence 1, then runnable: its old owner's fence is still in the row when "b" claims it.
+    # Given back with fence 1, still in the row when "b" claims it: a turn that releases would pass for applied.
     await store.flush([given.start("order")])
     await store.flush([given.step("order", 2, release=Release.YIELD)])
     async with barrier.at(instances, "UPDATE", "NEW.owner = 'b'"):
         claiming = await barrier.stopped(other.claim(given.APP, [given.WORKFLOW], "b", 1))
-        flushing = await barrier.waiting(store.flush([given.step("order", 3)]))
+        flushing = await barrier.waiting(store.flush([given.step("order", 3, release=release)]))
     (claimed,) = await claiming
     assert (await flushing).results[0].applied is Applied.LOST
     assert await raw.count(history) == 2

@@ -105,6 +105,44 @@ async def test_a_commit_that_never_reached_the_database_is_made_by_running_the_b
     assert await raw.count(outbox) == 1
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_commit_that_is_still_under_way_when_its_connection_is_lost_is_waited_for(
+    make_app: MakeApp, raw: Raw, proxy: Proxy, barrier: Barrier
+) -> None:
+    """The server has got the COMMIT and is busy with it: whoever asks now and hears "no record" has asked too early."""
+    runs = 0
+
+    @activity(retry_policy=ONCE)
+    async def booking(ctx: WorkflowContext) -> int:
+        nonlocal runs
+        runs += 1
+        await book(ctx, f"run {runs}")
+        return runs
+
+    @workflow
+    async def order(ctx: WorkflowContext) -> int:
+        return await booking(ctx)
+
+    app = await make_app(order, url=proxy.url)
+    async with barrier.at(history, "INSERT", at_commit=True):
+        handle = await app.submit(order)
+        await eventually(raw.lock_waits)
+        proxy.cut_all()
+
+        async def asks_again() -> bool:
+            # It waits for the commit as well, or it has run the body again, which waits for the instance's row.
+            return await raw.lock_waits() == 2
+
+        await eventually(asks_again)
+
+    async def outcome() -> object:
+        return await raw.scalar(sa.select(instances.c.output).where(instances.c.id == handle.id))
+
+    assert await eventually(outcome) == b"1"
+    assert runs == 1
+    assert await written(raw) == ["run 1"]
+
+
 # ---------------------------------------------------------------------------------------------- the fence
 
 
@@ -206,6 +244,20 @@ async def test_a_sessions_turn_that_finds_its_record_written_does_not_commit_a_s
                 await connection.commit()
     assert await written(raw) == ["try 0"]
     assert await store.record_fence("order", 2) == 1
+
+
+@SERVERS
+async def test_a_session_that_has_read_before_judges_by_what_was_committed_since(
+    store: Storage, other: Storage, raw: Raw
+) -> None:
+    """In REPEATABLE READ, MySQL's default, it would not see that its record is there already."""
+    await store.flush([given.start("order")])
+    async with store.engine().connect() as connection:
+        await connection.execute(sa.text("SELECT name FROM users_own"))
+        await connection.execute(sa.select(history.c.seq))
+        assert (await other.flush([given.step("order", 2)])).results[0].applied is Applied.APPLIED
+        result = await store.apply_in_session(connection, given.step("order", 2))
+        assert result.applied is Applied.LOST
 
 
 # ---------------------------------------------------------------------------------------------- other users' locks

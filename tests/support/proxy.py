@@ -52,6 +52,11 @@ class Proxy:
         """Cut the next connection that sends these bytes, before the server gets them."""
         self._request = containing
 
+    def cut_all(self) -> None:
+        """Cut every connection now. What the server has got by then it goes on with."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
     @property
     def armed(self) -> bool:
         """Whether a cut is still to come."""
@@ -65,8 +70,7 @@ class Proxy:
         """Cut everything."""
         assert self._server is not None
         self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
+        self.cut_all()
         await self._server.wait_closed()
         await asyncio.gather(*self._connections)
 
