@@ -98,6 +98,20 @@ async def test_positions_go_on_over_a_refused_event_only_with_its_dead_letter(
     assert reason
 
 
+async def test_a_source_without_positions_keeps_a_dead_letter_of_what_is_refused_too(
+    database: Database, store: Storage, make_inbox: MakeInbox
+) -> None:
+    await refuse_long_content_types(database)
+    batch = [Positioned(event("a")), Positioned(event("bad", datacontenttype=TOO_LONG), None, unpositioned)]
+    results, _ = await make_inbox(store).accept_batch(batch)
+    assert [result.verdict for result in results] == [Verdict.UNMATCHED, Verdict.REFUSED]
+    assert [origin for origin, _ in await letters(store)] == ["queue"]
+
+
+def unpositioned(reason: str) -> NewDeadLetter:
+    return NewDeadLetter("queue", b"raw", b"[]", reason)
+
+
 async def test_positions_stay_until_every_event_that_can_be_in_is_in(
     database: Database, store: Storage, make_inbox: MakeInbox
 ) -> None:

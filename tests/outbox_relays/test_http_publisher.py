@@ -186,9 +186,11 @@ async def test_a_compressed_answer_is_not_unpacked(sink: Sink) -> None:
         assert isinstance(await published(sink.url), expected)
 
 
-async def test_an_answer_that_claims_a_coding_it_has_not_still_confirms(sink: Sink) -> None:
+async def test_an_answer_that_claims_a_coding_it_has_not_means_what_its_status_says(sink: Sink) -> None:
     sink.script = lambda _: Response(b"plain", 200, headers={"content-encoding": "gzip"})
     assert await published(sink.url) == Confirmed()
+    sink.script = lambda _: Response(b"plain", 400, headers={"content-encoding": "gzip"})
+    assert await published(sink.url) == Permanent("HTTP 400: plain")
 
 
 # ---------------------------------------------------------------------------------------------- settings
