@@ -76,14 +76,21 @@ def retire_worker(c: sa.Connection, traits: Traits, worker: str, now: int) -> in
 
 def requeue_expired(c: sa.Connection, traits: Traits, limit: int, now: int) -> tuple[frozenset[str], int]:
     """Declare dead first: a late heartbeat finds itself dead; then, in the same transaction, re-queue."""
-    c.execute(sa.update(workers).where(~workers.c.dead, workers.c.expires_at < now).values(dead=True))
+    expired = sa.and_(~workers.c.dead, workers.c.expires_at < now)
+    # Found without locks, then locked by id, as a renewal does: an update by way of the expiry's index would lock the
+    # index before the row, and deadlock with renewals on InnoDB again and again.
+    found = c.execute(sa.select(workers.c.id).where(expired).order_by(workers.c.id)).scalars()
+    for part in chunked(list(found)):
+        select = sa.select(workers.c.id).where(workers.c.id.in_(part), expired).order_by(workers.c.id)
+        locked = list(c.execute(traits.lock_rows(select)).scalars())
+        if locked:
+            c.execute(sa.update(workers).where(workers.c.id.in_(locked)).values(dead=True))
     dead = list(c.execute(sa.select(workers.c.id).where(workers.c.dead)).scalars())
     requeued, apps = _give_back(c, traits, dead, limit, now, recovered=True)
     theirs = sa.exists(sa.select(1).where(instances.c.owner == workers.c.id).correlate(workers))
-    for part in chunked(dead):
-        c.execute(
-            sa.delete(workers).where(workers.c.id.in_(part), workers.c.expires_at < now - OLD_US, ~theirs)
-        )
+    old = sa.select(workers.c.id).where(workers.c.dead, workers.c.expires_at < now - OLD_US, ~theirs)
+    for part in chunked(list(c.execute(old.order_by(workers.c.id)).scalars())):
+        c.execute(sa.delete(workers).where(workers.c.id.in_(part)))
     return frozenset(apps), requeued
 
 
