@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import sqlalchemy as sa
 
 from edda.app import EddaApp
+from edda.storage.connect import open_store
 from edda.storage.contract import Heart, Storage
 from edda.storage.rows import Beat
 from edda.storage.schema import workers
 from tests.crash import workflows
 from tests.crash.shop import Shop
+from tests.support.databases import Database
 from tests.support.eventually import eventually
 
 
@@ -78,3 +81,34 @@ class _FlakyHeart:
 
     async def close(self) -> None:
         await self._heart.close()
+
+
+async def test_renewals_and_declarations_of_death_do_not_deadlock(database: Database) -> None:
+    store = open_store(database.url)
+    await store.open()
+    await store.migrate()
+    renewing = 6
+
+    async def beat(name: str) -> None:
+        nonlocal renewing
+        heart = store.heart()
+        try:
+            for number in range(15):
+                # Its lease is over as soon as it has it; declared dead, it comes back under another name.
+                worker = f"{name}-{number}"
+                await store.register_worker(worker, "app", 1)
+                for _ in range(3):
+                    await heart.beat(worker, "app", 1)
+        finally:
+            renewing -= 1
+            await heart.close()
+
+    async def bury() -> None:
+        while renewing:
+            await store.requeue_expired()
+
+    try:
+        # A renewal that is refused raises, and so ends the test.
+        await asyncio.gather(*(beat(f"w{number}") for number in range(6)), bury(), bury())
+    finally:
+        await store.close()
