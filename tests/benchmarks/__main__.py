@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tests.benchmarks import machine, report, runner
+from tests.benchmarks import document, machine, report, runner
 from tests.benchmarks.figures import Figure
+from tests.benchmarks.peers.compare import compare
 from tests.benchmarks.plan import GROUPS, MEASUREMENTS
 from tests.support import servers
 from tests.support.databases import KINDS, Kind
@@ -31,6 +32,10 @@ def main(
         int | None, typer.Option(help="How many events or instances, where they are counted.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Write docs/benchmarks.md.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also run other engines, which are installed for it from PyPI.")
+    ] = False,
 ) -> None:
     """Measure Edda on this machine. Every figure is checked by SQL; a failed check fails the run."""
     logging.basicConfig(level=logging.ERROR)
@@ -52,9 +57,16 @@ def main(
             outcome = runner.measure(
                 chosen, kinds, seconds=seconds, count=count, progress=progress, report=_show_at_once(console)
             )
+            others = compare(kinds, seconds, progress) if peers else runner.Outcome()
     report.show(console, outcome.figures, about, versions)
+    if others.figures:
+        report.show_peers(console, others.figures)
     if json is not None:
-        report.write_json(json, outcome.figures, about, versions)
+        report.write_json(json, outcome.figures, others.figures, about, versions)
+    if write_docs:
+        document.write(outcome.figures, others.figures, about, versions)
+    for title, kind, reason in others.failed:
+        console.print(f"without {title} on {kind}: {escape(reason)}", highlight=False, soft_wrap=True)
     for title, kind, reason in outcome.failed:
         text = f"[red]not measured[/red] {title} on {kind}: {escape(reason)}"
         console.print(text, highlight=False, soft_wrap=True)

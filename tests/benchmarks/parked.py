@@ -15,7 +15,7 @@ from tests.benchmarks.meter import resident_mib
 from tests.benchmarks.program import paid
 
 #: Started before the first look, so that pools, caches and the allocator have what they keep anyway.
-_WARM = 1_000
+_WARM = 2_000
 _IN_FLIGHT = 100
 
 

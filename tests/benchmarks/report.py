@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tests.benchmarks.figures import Figure
 
-_COSTS = ("client_ms", "server_ms", "statements", "flushes", "resident_mib")
+COSTS = ("client_ms", "server_ms", "statements", "flushes", "resident_mib")
 
 
 def table(figures: Sequence[Figure], title: str = "") -> Table:
@@ -41,7 +41,7 @@ def table(figures: Sequence[Figure], title: str = "") -> Table:
             f"{number(one.value)} {one.unit}",
             wanted,
             "" if ratio is None else f"[{style or 'green'}]{ratio:.2f}[/]",
-            *(cost(one, name) for name in _COSTS),
+            *(cost(one, name) for name in COSTS),
         )
     return out
 
@@ -59,17 +59,17 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def as_json(figures: Sequence[Figure], machine: dict[str, str], versions: dict[str, str]) -> str:
-    """Everything, for programs."""
-    rows = [{**asdict(one), "ratio": one.ratio} for one in figures]
-    return json.dumps({"machine": machine, "databases": versions, "figures": rows}, indent=2) + "\n"
-
-
 def write_json(
-    path: Path, figures: Sequence[Figure], machine: dict[str, str], versions: dict[str, str]
+    path: Path,
+    figures: Sequence[Figure],
+    peers: Sequence[Figure],
+    machine: dict[str, str],
+    versions: dict[str, str],
 ) -> None:
-    """Write the JSON file."""
-    path.write_text(as_json(figures, machine, versions))
+    """Everything, for programs."""
+    rows, others = ([{**asdict(one), "ratio": one.ratio} for one in many] for many in (figures, peers))
+    everything = {"machine": machine, "databases": versions, "figures": rows, "peers": others}
+    path.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 def show(
@@ -83,3 +83,15 @@ def show(
         "Ratio: 1 or more is within the budget. Costs are per workflow or event; server CPU is the whole server's.",
         highlight=False,
     )
+
+
+def show_peers(console: Console, figures: Sequence[Figure]) -> None:
+    """Print the other engines beside ours."""
+    out = Table(title="Other engines, in turns with ours", header_style="bold", title_justify="left")
+    for heading in ("engine", "workflows/s", "edda is", "client ms"):
+        out.add_column(heading, justify="left" if heading == "engine" else "right")
+    ours = figures[0]
+    for one in figures:
+        times = "" if one is ours else f"{number(ours.value / one.value)} times as fast"
+        out.add_row(one.engine, number(one.value), times, cost(one, "client_ms"))
+    console.print(out)

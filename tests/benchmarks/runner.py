@@ -69,7 +69,7 @@ def measure(
                 # A thread for each only holds the database and waits for the process.
                 with ThreadPoolExecutor(len(kinds)) as threads:
                     begun = [
-                        (kind, threads.submit(_measure, one, kind, Path(folder), seconds, count))
+                        (kind, threads.submit(measure_one, one, kind, Path(folder), seconds, count))
                         for kind in kinds
                     ]
                 for kind, future in begun:
@@ -77,7 +77,10 @@ def measure(
     return outcome
 
 
-def _measure(one: Measurement, kind: Kind, folder: Path, seconds: float, count: int | None) -> list[Figure]:
+def measure_one(
+    one: Measurement, kind: Kind, folder: Path, seconds: float, count: int | None
+) -> list[Figure]:
+    """One measurement on one database, in a process of its own."""
     with temporary_database(kind, folder) as database:
         job = Job(one.title, kind, database.url, seconds, count or one.count, one.in_flight)
         # Spawned: nothing of the last measurement is in its memory, its CPU time or its event loop.
