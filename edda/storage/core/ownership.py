@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from edda.storage.core.traits import Traits
 from edda.storage.core.values import chunked
-from edda.storage.rows import Beat, State
-from edda.storage.schema import instances, outbox, waits, workers
+from edda.storage.rows import State
+from edda.storage.schema import instances, workers
 
 #: Dead workers without instances are kept for this long, so that a late heartbeat finds itself dead.
 OLD_US = 3_600_000_000
@@ -31,38 +31,6 @@ def renew(c: sa.Connection, worker: str, lease_us: int, now: int) -> bool:
         sa.update(workers).where(workers.c.id == worker, ~workers.c.dead).values(expires_at=now + lease_us)
     )
     return bool(done.rowcount)
-
-
-def look_around(c: sa.Connection, worker: str | None, app: str, now: int, *, alive: bool) -> Beat:
-    """What waits for somebody: one select of index look-ups."""
-    mine = instances.c.app == app
-    runnable = instances.c.state == State.RUNNABLE
-    row = c.execute(
-        sa.select(
-            sa.select(sa.func.min(workers.c.expires_at))
-            .where(~workers.c.dead, workers.c.id != (worker or ""))
-            .scalar_subquery()
-            .label("expiry"),
-            sa.select(sa.func.min(waits.c.deadline))
-            .where(~waits.c.due, waits.c.deadline.is_not(None))
-            .scalar_subquery()
-            .label("deadline"),
-            sa.exists(sa.select(1).where(runnable, mine, instances.c.available_at <= now)).label("runnable"),
-            sa.select(sa.func.min(instances.c.available_at))
-            .where(runnable, mine, instances.c.available_at > now)
-            .scalar_subquery()
-            .label("available"),
-            sa.exists(
-                sa.select(1).where(
-                    sa.or_(
-                        outbox.c.state == "pending",
-                        sa.and_(outbox.c.state == "retrying", outbox.c.available_at <= now),
-                    )
-                )
-            ).label("outbox"),
-        )
-    ).one()
-    return Beat(alive, now, row.expiry, row.deadline, bool(row.runnable), bool(row.outbox), row.available)
 
 
 def retire_worker(c: sa.Connection, traits: Traits, worker: str, now: int) -> int:

@@ -49,7 +49,7 @@ def _shape(row: Any) -> Shape:
 
 def register_shape(c: sa.Connection, traits: Traits, pattern: str, paths: tuple[str, ...]) -> Shape:
     """From this commit on accepts hash for it; what came before is backfilled."""
-    traits.lock_accept(c, exclusive=True)
+    traits.lock_accept(c)
     found = find_shape(c, pattern, paths)
     if found is not None:
         return found
@@ -93,7 +93,7 @@ def backfill(
 ) -> frozenset[str]:
     """A chunk of older events' keys; with ``done`` the shape is ready and its waits are looked at."""
     if done:
-        traits.lock_accept(c, exclusive=True)
+        traits.lock_accept(c)
     traits.insert_ignoring(
         c,
         event_keys,
@@ -119,7 +119,7 @@ def declare_triggers(c: sa.Connection, traits: Traits, declared: Sequence[Trigge
     """Insert or update; the routing version moves only if something changed."""
     if not declared:
         return
-    traits.lock_accept(c, exclusive=True)
+    traits.lock_accept(c)
     changed = False
     for trigger in declared:
         here = sa.and_(

@@ -11,28 +11,20 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from edda.errors import EddaError, StorageDataError, StorageUnavailableError
+from edda.errors import EddaError, StorageUnavailableError
 from edda.storage.contract import HintListener
-from edda.storage.core import accept as accepting
-from edda.storage.core import instances, ownership, queries, relay, sessions, turns
+from edda.storage.core import instances, ownership, queries, relay, sessions
 from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
 from edda.storage.rows import (
-    AcceptBatch,
-    AcceptResult,
-    Beat,
-    ClaimedInstance,
     EventRow,
-    FlushResult,
     InstanceRow,
-    LoadedInstance,
     NewInstance,
     OutboxMessage,
     Record,
@@ -52,7 +44,6 @@ T = TypeVar("T")
 Transaction = Callable[[sa.Connection], T]
 
 _TRIES = 12
-
 
 #: Alembic keeps the migration that runs in globals: one at a time in a process, whatever its threads and loops.
 _MIGRATING = threading.Lock()
@@ -141,26 +132,14 @@ class CoreStore:
         async with one_migration():
             await self._run(lambda c: migrate_connection(c, self.traits.name))
 
-    async def ping(self) -> None:
-        await self._run(lambda c: c.execute(sa.text("SELECT 1")).scalar(), write=False)
-
-    async def now(self) -> int:
-        return await self._run(self._now, write=False)
-
     async def check_schema(self) -> None:
         """Raises SchemaError unless the schema is this version's."""
         await self._run(check_schema, write=False)
 
-    # ---------------------------------------------------------------- accept
+    # ---------------------------------------------------------------- routing
 
     async def routing(self) -> Routing:
         return await self._run(routes.routing, write=False)
-
-    async def accept(self, batch: AcceptBatch) -> AcceptResult:
-        return await self._run(lambda c: accepting.accept_batch(c, self.traits, batch, self._now(c)))
-
-    async def mark_due(self, hashes: Sequence[bytes], limit: int = 1000) -> tuple[frozenset[str], bool]:
-        return await self._run(lambda c: accepting.mark_due(c, self.traits, hashes, limit, self._now(c)))
 
     async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
         found = await self._run(lambda c: routes.find_shape(c, pattern, paths), write=False)
@@ -183,35 +162,7 @@ class CoreStore:
     async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
         await self._run(lambda c: routes.declare_triggers(c, self.traits, triggers))
 
-    # ---------------------------------------------------------------- claim and turn
-
-    async def claim(
-        self, app: str, workflows: Sequence[str], worker: str, limit: int
-    ) -> list[ClaimedInstance]:
-        return await self._run(
-            lambda c: turns.claim(c, self.traits, app, workflows, worker, limit, self._now(c))
-        )
-
-    async def owned(self, worker: str) -> list[ClaimedInstance]:
-        return await self._run(lambda c: turns.owned(c, worker), write=False)
-
-    async def load(self, instance_ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
-        return await self._run(lambda c: turns.load(c, instance_ids, with_history=history), write=False)
-
-    async def flush(self, turns_: Sequence[Turn]) -> FlushResult:
-        self.flushes += 1
-        careful = False
-        while True:
-            try:
-                return await self._run(partial(self._flush, turns_, careful))
-            except turns.RepeatedFlushError as error:
-                if careful:
-                    msg = f"the database refuses a record: {error.__cause__}"
-                    raise StorageDataError(msg) from error
-                careful = True
-
-    def _flush(self, turns_: Sequence[Turn], careful: bool, c: sa.Connection) -> FlushResult:
-        return turns.flush(c, self.traits, turns_, self._now(c), careful=careful)
+    # ---------------------------------------------------------------- users' sessions and new instances
 
     async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
         return await connection.run_sync(lambda c: sessions.apply_turn(c, self.traits, turn, self._now(c)))
@@ -234,9 +185,6 @@ class CoreStore:
 
     # ---------------------------------------------------------------- ownership
 
-    def heart(self) -> Any:
-        raise NotImplementedError
-
     async def register_worker(self, worker: str, app: str, lease_us: int) -> None:
         await self._run(
             lambda c: ownership.register_worker(c, self.traits, worker, app, lease_us, self._now(c))
@@ -250,20 +198,6 @@ class CoreStore:
 
     async def resume(self, instance_id: str) -> str | None:
         return await self._run(lambda c: ownership.resume(c, self.traits, instance_id, self._now(c)))
-
-    async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
-        return await self._run(lambda c: accepting.fire_timers(c, self.traits, limit, self._now(c)))
-
-    async def poll(self, app: str) -> Beat:
-        return await self._run(
-            lambda c: ownership.look_around(c, None, app, self._now(c), alive=True), write=False
-        )
-
-    def beat_on(self, c: sa.Connection, worker: str, app: str, lease_us: int) -> Beat:
-        """Renew and look around, on the heart's own connection."""
-        now = self._now(c)
-        alive = ownership.renew(c, worker, lease_us, now)
-        return ownership.look_around(c, worker, app, now, alive=alive)
 
     # ---------------------------------------------------------------- relay
 

@@ -22,22 +22,20 @@ class Traits(Protocol):
     """One database's ways."""
 
     name: str
-    skips_locked: bool
-    holds_writer: bool
 
     def now(self, connection: sa.Connection) -> int:
         """The database's clock in microseconds."""
         ...
 
-    def lock_accept(self, connection: sa.Connection, *, exclusive: bool) -> None:
-        """Take the accept lock until the transaction ends."""
+    def lock_accept(self, connection: sa.Connection) -> None:
+        """Take the accept lock, exclusive, until the transaction ends."""
         ...
 
     def insert_ignoring(self, connection: sa.Connection, table: sa.Table, rows: Rows) -> None:
         """Insert the rows whose keys are free; leave the others as they are."""
         ...
 
-    def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
+    def lock_rows(self, select: sa.Select[Any]) -> sa.Select[Any]:
         """The select (by primary key) with row locks."""
         ...
 
@@ -50,27 +48,24 @@ class PostgreSQLTraits:
     """READ COMMITTED, advisory locks, ON CONFLICT."""
 
     name = "postgresql"
-    skips_locked = True
-    holds_writer = False
     _now = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 
     def now(self, connection: sa.Connection) -> int:
         """One statement."""
         return int(connection.execute(self._now).scalar_one())
 
-    def lock_accept(self, connection: sa.Connection, *, exclusive: bool) -> None:
+    def lock_accept(self, connection: sa.Connection) -> None:
         """Advisory locks write nothing."""
-        function = sa.func.pg_advisory_xact_lock if exclusive else sa.func.pg_advisory_xact_lock_shared
-        connection.execute(sa.select(function(sa.cast(ACCEPT_LOCK, sa.BigInteger))))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.cast(ACCEPT_LOCK, sa.BigInteger))))
 
     def insert_ignoring(self, connection: sa.Connection, table: sa.Table, rows: Rows) -> None:
         """Any unique key counts."""
         if rows:
             connection.execute(postgresql.insert(table).on_conflict_do_nothing(), list(rows))
 
-    def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
+    def lock_rows(self, select: sa.Select[Any]) -> sa.Select[Any]:
         """FOR NO KEY UPDATE: foreign keys of users' tables may still point at the row."""
-        return select.with_for_update(key_share=True, skip_locked=skip_locked)
+        return select.with_for_update(key_share=True)
 
     def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
         """By the database's own collation: ours is "C", which knows only the 26 letters."""
@@ -81,8 +76,6 @@ class MySQLTraits:
     """MySQL and MariaDB: one locked row, ON DUPLICATE KEY."""
 
     name = "mysql"
-    skips_locked = True
-    holds_writer = False
     # UTC, so that no session's time zone folds an hour twice.
     _now = sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
 
@@ -90,10 +83,9 @@ class MySQLTraits:
         """One statement."""
         return int(connection.execute(self._now).scalar_one())
 
-    def lock_accept(self, connection: sa.Connection, *, exclusive: bool) -> None:
-        """LOCK IN SHARE MODE, because MariaDB has no FOR SHARE."""
-        mode = "FOR UPDATE" if exclusive else "LOCK IN SHARE MODE"
-        connection.execute(sa.text(f"SELECT id FROM edda_accept WHERE id = 1 {mode}"))
+    def lock_accept(self, connection: sa.Connection) -> None:
+        """The row is the lock."""
+        connection.execute(sa.text("SELECT id FROM edda_accept WHERE id = 1 FOR UPDATE"))
 
     def insert_ignoring(self, connection: sa.Connection, table: sa.Table, rows: Rows) -> None:
         """Never INSERT IGNORE: it cuts what is too long and says nothing."""
@@ -102,11 +94,11 @@ class MySQLTraits:
             statement = mysql.insert(table)
             connection.execute(statement.on_duplicate_key_update({key.name: key}), list(rows))
 
-    def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
+    def lock_rows(self, select: sa.Select[Any]) -> sa.Select[Any]:
         """FOR UPDATE, through the primary key: on a small table all rows would be read, and so locked."""
         for table in select.get_final_froms():
             select = select.with_hint(table, "FORCE INDEX (PRIMARY)", "mysql")
-        return select.with_for_update(skip_locked=skip_locked)
+        return select.with_for_update()
 
     def lower(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
         """As text, which keys are not, and then byte by byte, lest accents go with the case."""
@@ -117,14 +109,12 @@ class SQLiteTraits:
     """BEGIN IMMEDIATE has locked everything already."""
 
     name = "sqlite"
-    skips_locked = False
-    holds_writer = True
 
     def now(self, connection: sa.Connection) -> int:  # noqa: ARG002
         """The machine's clock is the database's."""
         return time.time_ns() // 1000
 
-    def lock_accept(self, connection: sa.Connection, *, exclusive: bool) -> None:
+    def lock_accept(self, connection: sa.Connection) -> None:
         """The write lock is the accept lock."""
 
     def insert_ignoring(self, connection: sa.Connection, table: sa.Table, rows: Rows) -> None:
@@ -132,7 +122,7 @@ class SQLiteTraits:
         if rows:
             connection.execute(sqlite.insert(table).on_conflict_do_nothing(), list(rows))
 
-    def lock_rows(self, select: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:  # noqa: ARG002
+    def lock_rows(self, select: sa.Select[Any]) -> sa.Select[Any]:
         """Nothing to add."""
         return select
 

@@ -18,7 +18,7 @@ def chunked(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
-def instance_values(new: NewInstance, now: int, start_event: int = 0) -> dict[str, Any]:
+def instance_values(new: NewInstance, now: int) -> dict[str, Any]:
     """The row of a new instance."""
     owned = new.owner is not None
     return {
@@ -36,7 +36,7 @@ def instance_values(new: NewInstance, now: int, start_event: int = 0) -> dict[st
         "priority": new.priority,
         "available_at": now + new.delay_us,
         "recoveries": 0,
-        "start_event": start_event or new.start_event,
+        "start_event": new.start_event,
         "parent": new.parent,
         "parent_seq": new.parent_seq,
         "created_at": now,
