@@ -137,12 +137,10 @@ def _keep_alive(connection: asyncpg.Connection[Row]) -> None:
 # ---------------------------------------------------------------------------------------------- hot transactions
 
 
-def hot_settings(lease_us: int) -> dict[str, str]:
-    """What a session of a hot connection is told.
+def session_settings(lease_us: int) -> dict[str, str]:
+    """What a session of Edda's own is told.
 
-    Whoever is stopped in the middle of something holds it for no longer than half a lease. Plans are kept while
-    tables grow, so that none may rest on reading a whole table while that was cheap; a plan that cannot do without has
-    absurd costs, for which nothing shall be compiled.
+    Whoever is stopped in the middle of something holds it for no longer than half a lease.
     """
     half = max(1_000, lease_us // 2_000)
     return {
@@ -153,7 +151,20 @@ def hot_settings(lease_us: int) -> dict[str, str]:
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
+    }
+
+
+def hot_settings(lease_us: int) -> dict[str, str]:
+    """What a session of hot transactions is told.
+
+    Plans are kept while tables grow, so that none may rest on reading a whole table while that was cheap, nor collect
+    all rows of an index entry before it stops at a limit. A plan that cannot do without has absurd costs, for which
+    nothing shall be compiled.
+    """
+    return {
+        **session_settings(lease_us),
         "enable_seqscan": "off",
+        "enable_bitmapscan": "off",
         "jit": "off",
     }
 

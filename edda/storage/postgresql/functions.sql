@@ -285,14 +285,15 @@ BEGIN
         END IF;
 
         IF cardinality(w_turn) > 0 THEN
-            -- A later statement than the accept lock's: it sees what was accepted while we waited for the lock.
+            -- A later statement than the accept lock's: it sees what was accepted while we waited for the lock. After
+            -- a yield the next owner looks.
             WITH registered AS (
                 INSERT INTO edda_waits AS w (
                     instance_id, seq, kind, name, hash, chain, shape_id, cursor, skip, deadline, due, detail)
                 SELECT n.id, n.seq, n.kind, n.name, n.hash, i.chain, n.shape, c.cursor, n.skip, c.deadline,
-                       n.kind = 'event' AND (coalesce(c.deadline <= o_now, false) OR EXISTS (
+                       n.kind = 'event' AND t_release[n.turn] <> 3 AND EXISTS (
                            SELECT 1 FROM edda_first_event_1(n.hash, i.chain, c.cursor, n.skip, n.shape) f
-                           WHERE f.seq IS NOT NULL)),
+                           WHERE f.seq IS NOT NULL),
                        n.detail
                 FROM unnest(w_turn, w_id, w_seq, w_kind, w_name, w_hash, w_shape, w_cursor, w_since, w_skip, w_delay,
                             w_deadline, w_detail)

@@ -9,38 +9,41 @@ from edda.storage.postgresql.errors import translate
 from edda.storage.postgresql.rows import CLOCK
 from edda.storage.rows import Beat
 
-# Outbox rows are asked for by destination, one index look-up each: of many dead ones none is read.
-_LOOK = """
-destinations AS (
-    (SELECT o.destination FROM edda_outbox o ORDER BY o.destination LIMIT 1)
+_RUNNABLE = "edda_instances i WHERE i.state = 'runnable' AND i.app = $3"
+
+# By priority, of which there are few, each look is one step into the index, whatever waits to be run.
+_PRIORITIES = f"""
+priorities AS (
+    (SELECT i.priority FROM {_RUNNABLE} ORDER BY i.priority DESC LIMIT 1)
     UNION ALL
-    SELECT (SELECT o.destination FROM edda_outbox o WHERE o.destination > d.destination ORDER BY o.destination LIMIT 1)
-    FROM destinations d WHERE d.destination IS NOT NULL
-)
+    SELECT (SELECT i.priority FROM {_RUNNABLE} AND i.priority < p.priority ORDER BY i.priority DESC LIMIT 1)
+    FROM priorities p WHERE p.priority IS NOT NULL
+), available AS MATERIALIZED (
+    SELECT
+        (SELECT i.available_at FROM {_RUNNABLE} AND i.priority = p.priority
+         ORDER BY i.priority DESC, i.available_at LIMIT 1) AS first,
+        (SELECT i.available_at FROM {_RUNNABLE} AND i.priority = p.priority AND i.available_at > (SELECT now FROM clock)
+         ORDER BY i.priority DESC, i.available_at LIMIT 1) AS next
+    FROM priorities p WHERE p.priority IS NOT NULL
+)"""
+
+_LOOK = """
 SELECT clock.now,
     (SELECT min(w.expires_at) FROM edda_workers w WHERE NOT w.dead AND w.id <> $2) AS foreign_expiry,
     (SELECT min(w.deadline) FROM edda_waits w WHERE NOT w.due AND w.deadline IS NOT NULL) AS next_deadline,
-    EXISTS (
-        SELECT 1 FROM edda_instances i
-        WHERE i.state = 'runnable' AND i.app = $3 AND i.available_at <= clock.now) AS runnable,
-    (SELECT min(i.available_at) FROM edda_instances i
-        WHERE i.state = 'runnable' AND i.app = $3 AND i.available_at > clock.now) AS next_available,
-    EXISTS (
-        SELECT 1 FROM destinations d WHERE EXISTS (
-            SELECT 1 FROM edda_outbox o WHERE o.destination = d.destination AND o.state = 'pending'
-        ) OR EXISTS (
-            SELECT 1 FROM edda_outbox o
-            WHERE o.destination = d.destination AND o.state = 'retrying' AND o.available_at <= clock.now
-        )) AS outbox
+    EXISTS (SELECT 1 FROM available a WHERE a.first <= clock.now) AS runnable,
+    (SELECT min(a.next) FROM available a) AS next_available,
+    EXISTS (SELECT 1 FROM edda_outbox o WHERE o.state = 'pending') OR EXISTS (
+        SELECT 1 FROM edda_outbox o WHERE o.state = 'retrying' AND o.available_at <= clock.now) AS outbox
 """
 
-POLL = f"WITH RECURSIVE {CLOCK}, {_LOOK}, true AS alive FROM clock"
+POLL = f"WITH RECURSIVE {CLOCK}, {_PRIORITIES} {_LOOK}, true AS alive FROM clock"
 
 BEAT = f"""
 WITH RECURSIVE {CLOCK}, renewed AS (
     UPDATE edda_workers w SET expires_at = (SELECT now FROM clock) + $4::bigint WHERE w.id = $2 AND NOT w.dead
     RETURNING w.id
-), {_LOOK}, EXISTS (SELECT 1 FROM renewed) AS alive FROM clock
+), {_PRIORITIES} {_LOOK}, EXISTS (SELECT 1 FROM renewed) AS alive FROM clock
 """
 
 

@@ -32,6 +32,7 @@ from edda.storage.postgresql.connection import (
     Settings,
     hot_settings,
     one,
+    session_settings,
     set_locally,
 )
 from edda.storage.postgresql.errors import Meaning, meaning, translate
@@ -266,7 +267,7 @@ class PostgreSQLStore(CoreStore):
         # From here to the commit, rows of Edda's are locked: a process that is stopped now must not keep them.
         limits = {
             name: value
-            for name, value in hot_settings(self.lease_us).items()
+            for name, value in session_settings(self.lease_us).items()
             if name in {"idle_in_transaction_session_timeout", "lock_timeout"}
         }
         await connection.exec_driver_sql(set_locally(limits))
@@ -275,11 +276,8 @@ class PostgreSQLStore(CoreStore):
     async def _once(self, work: Transaction[T], *, write: bool) -> T:
         del write
         if self._cold is None:
-            settings = hot_settings(self.lease_us)
-            del settings["enable_seqscan"]
-            self._cold = self._make_engine(
-                {**self._address.settings, **settings}, pool_size=1, max_overflow=self._pool_size
-            )
+            settings = {**self._address.settings, **session_settings(self.lease_us)}
+            self._cold = self._make_engine(settings, pool_size=1, max_overflow=self._pool_size)
             for event in ("before_cursor_execute", "begin", "commit", "rollback"):
                 sa.event.listen(self._cold.sync_engine, event, self._count)
         async with self._cold.begin() as connection:

@@ -214,14 +214,14 @@ def upgrade() -> None:
     )
     _index("edda_instances_owner", "edda_instances", ["owner"], "owner IS NOT NULL")
     _index("edda_instances_created", "edda_instances", ["created_at", "id"])
-    _index("edda_waits_hash", "edda_waits", ["hash", "chain"])
+    _index("edda_waits_hash", "edda_waits", ["hash", "chain"], postgresql_where="NOT due")
     _index(
         "edda_waits_deadline",
         "edda_waits",
         ["due", "deadline"],
         postgresql_where="NOT due AND deadline IS NOT NULL",
     )
-    _index("edda_waits_shape", "edda_waits", ["shape_id"])
+    _index("edda_waits_shape", "edda_waits", ["shape_id"], postgresql_where="NOT due")
     _index("edda_events_type", "edda_events", ["type", "seq"])
     _index("edda_events_accepted", "edda_events", ["accepted_at", "seq"])
     _index("edda_identities_seq", "edda_identities", ["seq"])
