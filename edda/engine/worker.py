@@ -113,6 +113,7 @@ class Worker:
         news.on_beat = self._look
         self._wake = asyncio.Event()
         self._saturated = False
+        self._others = False  # other workers were alive at the last beat
         self._to_load: dict[Run, None] = {}
         self._now = (0, 0.0)
         self._expiry_look: asyncio.TimerHandle | None = None
@@ -299,11 +300,12 @@ class Worker:
         self._wake.set()
 
     def woken(self, apps: set[str] | frozenset[str]) -> None:
-        """A commit of this process made instances of these apps runnable."""
+        """A commit of this process made instances of these apps runnable, or left news for whoever owns them."""
         if self.app in apps:
             self.kick()
-        others = apps - {self.app} if not self._saturated else apps
-        for app in others:
+        # Others of this app may have to work in our place, or own what has the news.
+        alone = self._lease is not None and not self._saturated and not self._others
+        for app in apps - {self.app} if alone else apps:
             self._news.runnable(app)
 
     def _on_beat(self, beat: Beat) -> None:
@@ -313,6 +315,7 @@ class Worker:
             self._tasks.spawn(self._declared_dead())
             return
         self._look(beat)
+        self._others = beat.foreign_expiry_us is not None
         if beat.outbox:
             self._on_outbox()
         if self._expiry_look is not None:
@@ -382,6 +385,11 @@ class Worker:
                 log.warning("claim_waits_for_database", extra={"error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+                self._looks_for_orphans = True
+                self._wake.set()
+            except Exception:  # whatever it is, a worker that claims no more must not keep its lease
+                log.exception("claim_failed", extra={"app": self.app})
+                await asyncio.sleep(1.0)
                 self._looks_for_orphans = True
                 self._wake.set()
 

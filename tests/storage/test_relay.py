@@ -81,11 +81,18 @@ async def test_a_relay_that_lost_its_lease_settles_nothing(store: Storage) -> No
     assert not await store.outbox_settle("default", RIVAL, outcome)
     assert not await store.outbox_settle("elsewhere", RELAY, outcome)
     store.clock_offset_us += HOUR + SECOND
-    assert not await store.outbox_settle("default", RELAY, outcome)
     await take(store, RIVAL)
     assert not await store.outbox_settle("default", RELAY, outcome)
     assert (await store.counts())["outbox"] == 1
     assert await store.outbox_settle("default", RIVAL, outcome)
+    assert (await store.counts())["outbox"] == 0
+
+
+async def test_a_lease_that_ran_out_and_that_nobody_took_still_settles(store: Storage) -> None:
+    await put(store, "e")
+    rows = await taken(store)
+    store.clock_offset_us += HOUR + SECOND
+    assert await store.outbox_settle("default", RELAY, RelayOutcome(confirmed=(rows["e"],)))
     assert (await store.counts())["outbox"] == 0
 
 

@@ -311,8 +311,8 @@ class MemoryStore:
 
     async def outbox_settle(self, destination: str, owner: str, outcome: RelayOutcome) -> bool:
         with self.transaction(outcome) as t:
-            holder, expires_at = t.leases.get(destination, ("", 0))
-            if holder != owner or expires_at <= t.now:
+            holder, _ = t.leases.get(destination, ("", 0))
+            if holder != owner:
                 return False
             outbox.settle(t, destination, outcome)
             return True
