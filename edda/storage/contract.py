@@ -328,7 +328,7 @@ class Storage(Protocol):
         ...
 
     async def outbox_settle(self, destination: str, owner: str, outcome: RelayOutcome) -> bool:
-        """Write the results of a round unless another has taken the lease: lock, compare owners; False: nothing written.
+        """Write the results of a round unless another has taken the lease (lock, compare owners); False: none written.
 
         confirmed: rows deleted, and parked rows of their ordering keys become pending again unless a retrying or dead
         row of that key remains. failed: state retrying, attempts + 1, available_at = now + delay, reason. dead: state

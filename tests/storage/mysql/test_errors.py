@@ -105,6 +105,7 @@ async def test_no_server_is_unavailable_and_no_password_is_told() -> None:
     assert "hunter2" not in f"{failure.value} {store!r} {store._address!r} {failure.value.__cause__}"
 
 
+@pytest.mark.empty_database
 async def test_a_database_without_the_schema_says_what_to_do(server: Database) -> None:
     store = on.new_store(server.url)
     await store.open()
