@@ -21,7 +21,7 @@ from edda.wire.http import to_batch, to_binary, to_structured
 from outbox_relays.publisher import Confirm, Confirmed, Permanent, Retry
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 _AGAIN = frozenset({401, 407, 408, 425, 429})
 _LONGEST_RETRY_AFTER = 3_600.0
@@ -85,11 +85,10 @@ class HttpPublisher:
         self._url = url
         self._types = frozenset(types)
         self._mode = mode
-        # As bytes: a token need not be ASCII.
-        self._headers = {name.encode(): value.encode() for name, value in (headers or {}).items()}
+        self._headers = dict(headers or {})
         if token:
-            self._headers[b"authorization"] = f"Bearer {token}".encode()
-        self._client: httpx.AsyncClient | None = None
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
         """Without the URL, which may hold a secret."""
@@ -102,29 +101,33 @@ class HttpPublisher:
     async def open(self) -> None:
         """See the contract."""
         try:
-            import httpx
+            import aiohttp
+            from yarl import URL
         except ImportError as error:
             what = "HttpPublisher"
             raise MissingExtraError(what, "http") from error
         try:
-            httpx.URL(self._url)
-        except httpx.InvalidURL:
+            readable = URL(self._url).host is not None
+        except ValueError:
+            readable = False
+        if not readable:
             msg = f"HttpPublisher {self.destination!r}: its URL cannot be read (it is not shown, it may hold a secret)"
-            raise ConfigurationError(msg) from None
-        self._client = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
+            raise ConfigurationError(msg)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self.concurrency),
             # The relay counts the whole. A connection that takes half of it will not be made: nobody is there.
-            timeout=httpx.Timeout(self.publish_timeout, connect=self.publish_timeout / 2),
-            follow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=self.publish_timeout, sock_connect=self.publish_timeout / 2),
             headers=self._headers,
-            trust_env=False,
+            skip_auto_headers=("Content-Type",),  # an event without data has none
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def publish(self, event: CloudEvent) -> Confirm:
         """See the contract."""
-        import httpx
+        import aiohttp
 
-        if self._client is None:
+        if self._session is None:
             msg = f"HttpPublisher {self.destination!r} is not open"
             raise RuntimeError(msg)
         if self._mode == "binary":
@@ -132,44 +135,45 @@ class HttpPublisher:
         else:
             headers, body = to_structured(event) if self._mode == "structured" else to_batch([event])
         try:
-            async with self._client.stream("POST", self._url, headers=headers, content=body) as response:
-                if response.is_success:
+            sent = self._session.post(self._url, headers=headers, data=body, allow_redirects=False)
+            async with sent as response:
+                if 200 <= response.status < 300:
                     await _drain(response)
                     return Confirmed()
                 text = await _beginning(response)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Retry(f"{type(error).__name__}: {error}", everything=True)
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return Retry(f"{type(error).__name__}: {error}")  # unknown: it may have arrived
-        reason = f"HTTP {response.status_code}: {text}"
-        if response.status_code not in _AGAIN and not response.is_server_error:
+        reason = f"HTTP {response.status}: {text}"
+        if response.status not in _AGAIN and response.status < 500:
             return Permanent(reason)
         after = _retry_after(response.headers.get("retry-after"))
         # "Too many" and "not now, but then" are said of the service, not of this event.
-        everything = response.status_code == 429 or (response.status_code == 503 and after is not None)
+        everything = response.status == 429 or (response.status == 503 and after is not None)
         return Retry(reason, after, everything=everything)
 
     async def close(self) -> None:
         """See the contract."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
 
 
-async def _drain(response: httpx.Response) -> None:
+async def _drain(response: aiohttp.ClientResponse) -> None:
     """Read the rest of a confirm, so that its connection can be used again; the status has said all there is to say."""
-    import httpx
+    import aiohttp
 
-    with contextlib.suppress(httpx.HTTPError, TimeoutError):
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             await _beginning(response)
 
 
-async def _beginning(response: httpx.Response) -> str:
+async def _beginning(response: aiohttp.ClientResponse) -> str:
     """Read an answer to its end, unless it has none."""
     text = b""
     size = 0
-    async for chunk in response.aiter_raw():
+    async for chunk in response.content.iter_any():
         size += len(chunk)
         text += chunk[: 4 * _SHOWN_CHARACTERS - len(text)]
         if size > _ANSWER_BYTES:

@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-from pydantic_core import to_json
+import aiohttp
+from pydantic_core import from_json, to_json
 from rich.console import Console
 from rich.live import Live
 
@@ -146,7 +146,7 @@ async def _send(play: Play, port: int) -> None:
     deliveries.sort()
     begun = time.monotonic()
     async with (
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=aiohttp.ClientTimeout(10)) as client,
         asyncio.TaskGroup() as group,
     ):
         for at, kind, order_id in deliveries:
@@ -154,7 +154,7 @@ async def _send(play: Play, port: int) -> None:
             group.create_task(_post(client, play, kind, order_id))
 
 
-async def _post(client: httpx.AsyncClient, play: Play, kind: str, order_id: str) -> None:
+async def _post(client: aiohttp.ClientSession, play: Play, kind: str, order_id: str) -> None:
     customer = customer_of(order_id)
     data: Sequence[tuple[str, str]]
     if kind == "order.created":
@@ -170,14 +170,15 @@ async def _post(client: httpx.AsyncClient, play: Play, kind: str, order_id: str)
     }
     while True:
         try:
-            answer = await client.post("/events", headers=headers, content=to_json(dict(data)))
-        except httpx.TransportError:
+            async with client.post("/events", headers=headers, data=to_json(dict(data))) as answer:
+                status, told = answer.status, await answer.text()
+        except (aiohttp.ClientError, TimeoutError):
             await asyncio.sleep(0.2)
             continue
-        if answer.status_code == 202:
-            play.ledger.sent(kind, order_id, answer.json()["results"][0]["result"])
+        if status == 202:
+            play.ledger.sent(kind, order_id, from_json(told)["results"][0]["result"])
             return
-        if answer.status_code < 500 and answer.status_code != 429:
-            msg = f"the gateway refused an event: {answer.text}"
+        if status < 500 and status != 429:
+            msg = f"the gateway refused an event: {told}"
             raise RuntimeError(msg)
         await asyncio.sleep(0.2)
