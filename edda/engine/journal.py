@@ -116,6 +116,11 @@ class Journal:
                 left, left_now = await self._write(turns[:half])
                 right, right_now = await self._write(turns[half:])
                 return left + right, max(left_now, right_now)
+            except Exception:
+                # Not one that a store may raise. Nobody is answered falsely: the flush is sent again, and the log says why.
+                log.exception("flush_failed", extra={"turns": len(turns)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 return list(result.results), result.now_us
 

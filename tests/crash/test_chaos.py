@@ -21,7 +21,7 @@ from tests.crash.shop import Shop
 from tests.support.eventually import eventually
 from tests.support.processes import Process
 
-SECONDS = float(os.environ.get("EDDA_CHAOS_SECONDS", "90"))
+SECONDS = float(os.environ.get("EDDA_CHAOS_SECONDS", "45"))
 ORDERS_A_SECOND = 6
 
 
