@@ -117,7 +117,7 @@ class Journal:
                 right, right_now = await self._write(turns[half:])
                 return left + right, max(left_now, right_now)
             except Exception:
-                # Not one that a store may raise. Nobody is answered falsely: the flush is sent again, and the log says why.
+                # Not one that a store may raise: sent again, so that nobody is answered falsely or not at all.
                 log.exception("flush_failed", extra={"turns": len(turns)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
