@@ -30,8 +30,10 @@ async def _park(shop: Shop, *, few: int, many: int) -> tuple[dict[str, int], dic
     assert counts == {"waiting": many, "outbox": 0}
     # One at most: the last one looked at, by the name that a loop has for it.
     assert max(some["runs"], all_["runs"]) <= 1
-    assert all_["tasks"] <= some["tasks"]
-    assert all_["coroutines"] <= some["coroutines"]
+    # What the process is doing at that moment may differ; what grows with the instances would be far above this.
+    grown = (many - few) // 10
+    assert all_["tasks"] < some["tasks"] + grown
+    assert all_["coroutines"] < some["coroutines"] + grown
     process.kill()
 
     again = shop.start("ready_again")
