@@ -5,7 +5,7 @@ READY := .venv/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check format bench clean
+.PHONY: help demo test test-long test-endurance check format bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,7 +17,10 @@ test: $(READY) ## all tests but the long ones, on every core (ARGS="-k name" to 
 	@$(PY) -m pytest -n logical --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(READY) ## the long ones: many crash cycles, races, volumes
-	@$(PY) -m pytest -n logical --dist worksteal -m long $(ARGS)
+	@$(PY) -m pytest -n logical --dist worksteal -m "long and not endurance" $(ARGS)
+
+test-endurance: $(READY) ## faults at every point and chaos, for minutes on each database
+	@$(PY) -m pytest -n logical --dist worksteal -m endurance $(ARGS)
 
 check: $(READY) ## lint, formatting, types, direction of imports
 	@.venv/bin/ruff check .

@@ -26,6 +26,7 @@ ORDERS_A_SECOND = 6
 
 
 @pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(SECONDS + 400)
 async def test_orders_survive_chaos(shop: Shop) -> None:
     seed = int(os.environ.get("EDDA_CHAOS_SEED", random.SystemRandom().randrange(1 << 32)))

@@ -26,6 +26,7 @@ async def test_worker_killed_at_any_step_of_an_order_loses_and_doubles_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(600)
 async def test_worker_killed_before_or_after_any_of_its_calls_loses_and_doubles_nothing(
     database: Database, tmp_path: Path
@@ -46,6 +47,7 @@ async def test_worker_killed_before_or_after_any_of_its_calls_loses_and_doubles_
 # Not on SQLite: whoever is stopped inside a transaction keeps everybody from writing, by the file's own lock.
 @pytest.mark.parametrize("database", ["postgresql", "mysql", "mariadb"], indirect=True)
 @pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(600)
 async def test_worker_stopped_before_or_after_any_of_its_calls_changes_nothing_when_it_awakes(
     database: Database, tmp_path: Path
