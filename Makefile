@@ -16,7 +16,7 @@ demo: $(READY) ## a workflow, a crash, and what survives it, in your terminal
 test: $(READY) ## all tests but the long ones, on every core (ARGS="-k name" to choose)
 	@$(PY) -m pytest -n logical --dist worksteal -m "not long" $(ARGS)
 
-test-long: $(READY) ## the long ones: many crash cycles, races, volumes
+test-long: $(READY) ## the long ones: races, volumes
 	@$(PY) -m pytest -n logical --dist worksteal -m "long and not endurance" $(ARGS)
 
 test-endurance: $(READY) ## faults at every point and chaos, for minutes on each database
