@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -191,10 +191,6 @@ class BoundStart:
     async def submit(self, **kwargs: Any) -> Handle:
         """As ``Workflow.submit``."""
         return await self._workflow.app().submit_workflow(self._workflow, kwargs, self._options)
-
-    def with_options(self, **changes: Any) -> BoundStart:
-        """The same with some options changed."""
-        return BoundStart(self._workflow, replace(self._options, **changes))
 
 
 @overload
