@@ -44,6 +44,8 @@ class Journal:
 
     def __init__(self, store: Storage) -> None:
         self._store = store
+        # Of the process: a turn may be handed over by a workflow's code, whose own loop ends with the workflow.
+        self._loop = asyncio.get_running_loop()
         self._dirty: dict[Writer, None] = {}
         self._task: asyncio.Task[tuple[list[Outcome], int]] | None = None
         self._scheduled = False
@@ -59,7 +61,7 @@ class Journal:
             self._scheduled = True
             self._idle.clear()
             # One turn of the loop later: what becomes ready in the same tick shares the flush.
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     async def drained(self) -> None:
         """Wait until nothing is in flight and nothing waits."""
@@ -80,7 +82,7 @@ class Journal:
             self._idle.set()
             return
         self._taken = taken
-        self._task = asyncio.get_running_loop().create_task(self._write([turn for _, turn in taken]))
+        self._task = self._loop.create_task(self._write([turn for _, turn in taken]))
         self._task.add_done_callback(self._written)
 
     def _written(self, task: asyncio.Task[tuple[list[Outcome], int]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -49,7 +50,7 @@ class News:
 
     def active(self) -> None:
         """There is work: for a second, poll fast."""
-        self._active_until = asyncio.get_running_loop().time() + 1.0
+        self._active_until = time.monotonic() + 1.0
 
     # ------------------------------------------------------------------ telling others
 
@@ -106,5 +107,5 @@ class News:
             self.on_beat(beat)
             if beat.outbox:
                 self.on_outbox()
-            busy = beat.runnable or beat.outbox or asyncio.get_running_loop().time() < self._active_until
+            busy = beat.runnable or beat.outbox or time.monotonic() < self._active_until
             pause = shortest if busy else min(pause * 1.5, longest)

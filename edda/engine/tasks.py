@@ -1,4 +1,8 @@
-"""Tasks that somebody holds: one that nobody holds may vanish, and its exception with it."""
+"""Tasks that somebody holds: one that nobody holds may vanish, and its exception with it.
+
+They run on the loop of whoever made the set: what a workflow's code sets off must not hang on that workflow's loop,
+which is closed when the workflow leaves memory.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ log = logging.getLogger("edda.engine")
 
 
 class Tasks:
-    """A set of running tasks. One that fails is logged and harms no other."""
+    """A set of running tasks of one loop. One that fails is logged and harms no other."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, coro: Coroutine[Any, Any, Any]) -> None:
         """Run it until it ends or ``cancel`` is called."""
-        task = asyncio.get_running_loop().create_task(coro)
+        task = self._loop.create_task(coro)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

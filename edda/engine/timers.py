@@ -19,6 +19,7 @@ class Timers:
 
     def __init__(self, now_us: Callable[[], int], fire: Callable[[], None]) -> None:
         self._now_us = now_us
+        self._loop = asyncio.get_running_loop()
         self._fire = fire
         self._heap: list[int] = []
         self._known: set[int] = set()
@@ -39,7 +40,7 @@ class Timers:
             self._handle.cancel()
         self._at = self._heap[0]
         delay = max(0.0, (self._at - self._now_us()) / 1_000_000) + _SLACK
-        self._handle = asyncio.get_running_loop().call_later(delay, self._due)
+        self._handle = self._loop.call_later(delay, self._due)
 
     def _due(self) -> None:
         self._handle = None

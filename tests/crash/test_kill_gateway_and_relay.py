@@ -80,7 +80,7 @@ async def test_relay_killed_around_its_settle_loses_nothing_and_the_next_keeps_t
     await shop.start_ready("worker")
     port = port_of(shop.start("gateway"))
     customers = Customers(lambda: port, random.Random(1))
-    dying = shop.start_relay(fatal=f"outbox_settle.2.{when}")
+    dying = shop.start_relay(fatal=f"outbox_settle.1.{when}")
     await dying.line("^ready$")
 
     await customers.buy(0, 10, over=0.5)
