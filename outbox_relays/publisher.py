@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,12 +37,23 @@ class Permanent:
 Confirm = Confirmed | Retry | Permanent
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event and its ordering key."""
+
+    event: CloudEvent
+    key: str | None = None
+
+
 class Publisher(Protocol):
     """One destination."""
 
     destination: str
     publish_timeout: float  # seconds; no publish takes longer
-    concurrency: int  # messages in flight at once
+    concurrency: int  # calls of ``publish`` in flight at once
+    lane_batch: (
+        int  # messages of one ordering key in one call; above 1 only where a later one never arrives alone
+    )
 
     def takes(self, event_type: str) -> bool:
         """Whether events of this type go there."""
@@ -51,8 +63,12 @@ class Publisher(Protocol):
         """Get ready. The other side need not be up."""
         ...
 
-    async def publish(self, event: CloudEvent) -> Confirm:
-        """Send one event and wait for its confirm. Does not raise for what the other side does."""
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Confirm]:
+        """Send messages of one ordering key (or one without a key), in order, and wait for their confirms.
+
+        One confirm each, in order; fewer, if what stands behind the last was not sent. Nothing behind one that is not
+        Confirmed counts. Does not raise for what the other side does.
+        """
         ...
 
     async def close(self) -> None:

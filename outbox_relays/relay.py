@@ -19,7 +19,7 @@ from edda.errors import ConfigurationError, EddaError, StorageError, StorageUnav
 from edda.storage.contract import Storage
 from edda.storage.rows import OutboxRow, RelayOutcome, TakenRows
 from outbox_relays.ordering import lanes
-from outbox_relays.publisher import Confirm, Confirmed, Permanent, Publisher, Retry
+from outbox_relays.publisher import Confirm, Confirmed, Outgoing, Permanent, Publisher, Retry
 from outbox_relays.retry import Backoff
 
 log = logging.getLogger("edda.relay")
@@ -219,30 +219,36 @@ class Relay:
                 return
 
     async def _lane(self, lane: Sequence[OutboxRow], done: _Round) -> None:
-        for at, row in enumerate(lane):
+        at = 0
+        while at < len(lane):
             if time.monotonic() >= done.last_start or done.rest is not None or self._stop.is_set():
                 return  # neither confirmed nor failed: it is taken again
-            confirm = await self._publish(row)
-            if isinstance(confirm, Confirmed):
-                done.confirmed.append(row.id)
-                continue
-            self._not_confirmed(row, confirm, done)
-            done.parked.extend(behind.id for behind in lane[at + 1 :])
-            return
+            for confirm in await self._publish(lane[at : at + self._publisher.lane_batch]):
+                if not isinstance(confirm, Confirmed):
+                    self._not_confirmed(lane[at], confirm, done)
+                    done.parked.extend(behind.id for behind in lane[at + 1 :])
+                    return
+                done.confirmed.append(lane[at].id)
+                at += 1
 
-    async def _publish(self, row: OutboxRow) -> Confirm:
-        try:
-            event = event_of(row)
-        except EddaError as error:
-            return Permanent(f"the row holds no event: {error}")
+    async def _publish(self, rows: Sequence[OutboxRow]) -> Sequence[Confirm]:
+        """What became of them, as far as it goes; of one at least."""
+        messages: list[Outgoing] = []
+        for row in rows:
+            try:
+                messages.append(Outgoing(event_of(row), row.ordering_key))
+            except EddaError as error:
+                if not messages:
+                    return [Permanent(f"the row holds no event: {error}")]
+                break
         try:
             async with asyncio.timeout(self._publisher.publish_timeout):
-                return await self._publisher.publish(event)
+                return await self._publisher.publish(messages)
         except TimeoutError:
-            return Retry(f"no confirm within {self._publisher.publish_timeout:g} s")
+            return [Retry(f"no confirm within {self._publisher.publish_timeout:g} s")]
         except Exception as error:  # a publisher's own fault must not stop the other keys
             log.exception("publisher_failed", extra={"destination": self._publisher.destination})
-            return Retry(f"{type(error).__name__}: {error}")
+            return [Retry(f"{type(error).__name__}: {error}")]
 
     def _not_confirmed(self, row: OutboxRow, confirm: Retry | Permanent, done: _Round) -> None:
         # What the other side says may be anything, and is stored as text.

@@ -145,6 +145,10 @@ class Inbox:
         async with self._lock:
             return await self._accept(list(items), tuple(positions), tuple(poison), self._now())
 
+    async def positions(self, cluster: str, group: str) -> dict[tuple[str, int], int]:
+        """Where each (topic, partition) of a source's group stands: the next offset to read."""
+        return await self._store.source_positions(cluster, group)
+
     async def close(self) -> None:
         """Finish what was handed in; give up only what the database does not take within ``patience``."""
         while self._task is not None:

@@ -137,6 +137,16 @@ class Storage(Protocol):
         """
         ...
 
+    async def source_positions(self, cluster: str, group: str) -> dict[tuple[str, int], int]:
+        """Where each (topic, partition) of a group stands: the next offset to read. Those never read are absent."""
+        ...
+
+    async def seek_source(
+        self, cluster: str, group: str, topic: str, partition: int, next_offset: int
+    ) -> None:
+        """An operator's word: go on from there, whatever has been read. Batches in flight find themselves stale."""
+        ...
+
     async def mark_due(self, hashes: Sequence[bytes], limit: int = 1000) -> tuple[frozenset[str], bool]:
         """Mark waits due that have an unreceived event in these hashes; repeatable by anyone, order does not matter.
 

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Literal
 
 from edda.cloudevent import CloudEvent
 from edda.errors import ConfigurationError, MissingExtraError
-from edda.inbox.shapes import patterns_of, validate_pattern
 from edda.wire.http import to_batch, to_binary, to_structured
-from outbox_relays.publisher import Confirm, Confirmed, Permanent, Retry
+from outbox_relays.publisher import Confirm, Confirmed, Outgoing, Permanent, Retry
+from outbox_relays.route import Route
 
 if TYPE_CHECKING:
     import aiohttp
 
 _AGAIN = frozenset({401, 407, 408, 425, 429})
 _LONGEST_RETRY_AFTER = 3_600.0
-_LONGEST_DESTINATION = 255
 
 #: As much of an answer is read: it confirms by its status, and explains a refusal.
 _ANSWER_BYTES = 65_536
@@ -33,7 +32,7 @@ _SHOWN_CHARACTERS = 500
 _DRAIN_SECONDS = 1.0
 
 
-class HttpPublisher:
+class HttpPublisher(Route):
     """One endpoint. Only this URL is ever called; redirects are not followed.
 
     Args:
@@ -46,6 +45,8 @@ class HttpPublisher:
         publish_timeout: Seconds for one request, answer included.
         concurrency: Requests in flight at once.
     """
+
+    lane_batch = 1
 
     def __init__(
         self,
@@ -62,41 +63,16 @@ class HttpPublisher:
         if not url.startswith(("http://", "https://")):
             msg = "HttpPublisher: the URL must begin with http:// or https://, for example 'https://example.com/events'"
             raise ConfigurationError(msg)
-        if not 0 < len(destination.encode()) <= _LONGEST_DESTINATION:
-            msg = f"HttpPublisher: destination={destination!r} must have 1 to {_LONGEST_DESTINATION} bytes, e.g. 'bank'"
-            raise ConfigurationError(msg)
         if mode not in {"binary", "structured", "batch"}:
             msg = f"HttpPublisher: mode={mode!r} is not one of 'binary', 'structured' and 'batch'"
             raise ConfigurationError(msg)
-        if publish_timeout <= 0 or concurrency < 1:
-            msg = (
-                f"HttpPublisher: publish_timeout={publish_timeout:g} must be above 0 (10 is usual) and "
-                f"concurrency={concurrency} at least 1 (64 is usual)"
-            )
-            raise ConfigurationError(msg)
-        if isinstance(types, str):
-            msg = f"HttpPublisher: types={types!r} must be a list of patterns, for example types=[{types!r}]"
-            raise ConfigurationError(msg)
-        for pattern in types:
-            validate_pattern(pattern)
-        self.destination = destination
-        self.publish_timeout = publish_timeout
-        self.concurrency = concurrency
+        super().__init__("HttpPublisher", destination, types, publish_timeout, concurrency)
         self._url = url
-        self._types = frozenset(types)
         self._mode = mode
         self._headers = dict(headers or {})
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._session: aiohttp.ClientSession | None = None
-
-    def __repr__(self) -> str:
-        """Without the URL, which may hold a secret."""
-        return f"<HttpPublisher {self.destination}>"
-
-    def takes(self, event_type: str) -> bool:
-        """See the contract."""
-        return not self._types.isdisjoint(patterns_of(event_type))
 
     async def open(self) -> None:
         """See the contract."""
@@ -123,8 +99,11 @@ class HttpPublisher:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
-    async def publish(self, event: CloudEvent) -> Confirm:
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Confirm]:
         """See the contract."""
+        return [await self._post(message.event) for message in messages]
+
+    async def _post(self, event: CloudEvent) -> Confirm:
         import aiohttp
 
         if self._session is None:

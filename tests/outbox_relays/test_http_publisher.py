@@ -17,7 +17,7 @@ from edda.errors import ConfigurationError
 from gateways.cloudevents import from_http
 from outbox_relays.http import HttpPublisher
 from outbox_relays.http.publisher import _retry_after
-from outbox_relays.publisher import Confirm, Confirmed, Permanent, Retry
+from outbox_relays.publisher import Confirm, Confirmed, Outgoing, Permanent, Retry
 from outbox_relays.retry import Backoff
 from tests.outbox_relays.sink import Sink, bound_socket, open_sink
 
@@ -28,7 +28,8 @@ async def published(url: str, event: CloudEvent = EVENT, **settings: Any) -> Con
     publisher = HttpPublisher(url, **settings)
     await publisher.open()
     try:
-        return await publisher.publish(event)
+        [confirm] = await publisher.publish([Outgoing(event)])
+        return confirm
     finally:
         await publisher.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from edda.storage.contract import Storage
 from edda.storage.rows import RelayOutcome, TakenRows
 from edda.storage.schema import outbox
 from outbox_relays.http import HttpPublisher
+from outbox_relays.publisher import Confirm, Outgoing
 from outbox_relays.relay import Relay
 from outbox_relays.retry import Backoff
 from tests.outbox_relays.conftest import MakeRelay, OpenStore
@@ -343,10 +345,10 @@ async def test_a_publisher_that_raises_fails_its_row_alone(
 ) -> None:
     real = HttpPublisher.publish
 
-    async def publish(self: HttpPublisher, event: CloudEvent) -> object:
-        if event.id == "bad":
+    async def publish(self: HttpPublisher, messages: Sequence[Outgoing]) -> Sequence[Confirm]:
+        if messages[0].event.id == "bad":
             raise KeyError("a bug")
-        return await real(self, event)
+        return await real(self, messages)
 
     monkeypatch.setattr(HttpPublisher, "publish", publish)
     await enqueue(lite, row("bad"), row("good"))

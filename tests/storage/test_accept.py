@@ -7,6 +7,7 @@ import pytest
 from edda.errors import StaleRoutingError, StorageDataError
 from edda.storage.contract import Storage
 from edda.storage.rows import (
+    AcceptBatch,
     AcceptResult,
     Applied,
     EventResult,
@@ -592,3 +593,17 @@ async def test_poison_is_kept(store: Storage) -> None:
     )
     await store.accept(given.batch("b", poison=letters))
     assert (await store.counts())["dead_letters"] == 2
+
+
+async def test_positions_are_read_by_group_and_moved_by_an_operator(store: Storage) -> None:
+    advance = PositionAdvance("c", "g", "orders", 3, 0, 7)
+    await store.accept(AcceptBatch(b"1" * 16, (await store.routing()).version, (), (), (advance,)))
+    assert await store.source_positions("c", "g") == {("orders", 3): 7}
+    assert await store.source_positions("c", "G") == {}
+    await store.seek_source("c", "g", "orders", 3, 2)
+    await store.seek_source("c", "g", "orders", 4, 5)
+    assert await store.source_positions("c", "g") == {("orders", 3): 2, ("orders", 4): 5}
+    result = await store.accept(
+        AcceptBatch(b"2" * 16, (await store.routing()).version, (), (), (replace(advance, fetched_from=7),))
+    )
+    assert result.stale == {0: 2}

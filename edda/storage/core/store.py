@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from edda.errors import EddaError, StorageUnavailableError
 from edda.storage.contract import HintListener
-from edda.storage.core import instances, ownership, queries, relay, sessions
+from edda.storage.core import instances, ownership, positions, queries, relay, sessions
 from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
@@ -253,6 +253,14 @@ class CoreStore:
 
     async def get_history(self, instance_id: str) -> list[Record]:
         return await self._run(lambda c: queries.get_history(c, instance_id), write=False)
+
+    async def source_positions(self, cluster: str, group: str) -> dict[tuple[str, int], int]:
+        return await self._run(lambda c: positions.of_group(c, cluster, group), write=False)
+
+    async def seek_source(
+        self, cluster: str, group: str, topic: str, partition: int, next_offset: int
+    ) -> None:
+        await self._run(lambda c: positions.seek(c, cluster, group, topic, partition, next_offset))
 
     async def counts(self) -> Mapping[str, int]:
         return await self._run(queries.counts, write=False)

@@ -367,6 +367,16 @@ class MemoryStore:
         loaded = await self.load([instance_id])
         return list(loaded[instance_id].history) if instance_id in loaded else []
 
+    async def source_positions(self, cluster: str, group: str) -> dict[tuple[str, int], int]:
+        with self.transaction() as t:
+            return {key[2:]: offset for key, offset in t.positions.items() if key[:2] == (cluster, group)}
+
+    async def seek_source(
+        self, cluster: str, group: str, topic: str, partition: int, next_offset: int
+    ) -> None:
+        with self.transaction() as t:
+            t.positions[cluster, group, topic, partition] = next_offset
+
     async def counts(self) -> Mapping[str, int]:
         with self.transaction() as t:
             found = {
