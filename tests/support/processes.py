@@ -5,22 +5,30 @@ A test names a function of a module; it runs in a process of its own and speaks 
     with spawn("tests.crash.programs:work", database.url) as process:
         await process.line("step 3 begins")
         process.kill()
+
+They are forked from a process that has imported everything and done nothing else, because importing takes longer than
+most of what they do.
 """
 
 import asyncio
 import ctypes
 import importlib
 import inspect
+import io
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.support.preload"])
 
 
 class Process:
@@ -32,21 +40,22 @@ class Process:
         self._read = 0
         self._ended = False
         self._news = threading.Condition()
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tests.support.processes", target, *arguments],
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        reader, writer = _forks.Pipe(duplex=False)
+        self._process = _forks.Process(
+            target=_live, args=(writer, target, arguments, {**os.environ, **env}), daemon=True
         )
+        self._process.start()
+        writer.close()
+        self._pid = self._process.pid or 0
+        self._output = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
+        reader.close()
         self._reader = threading.Thread(target=self._pump, daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self._pid
 
     @property
     def output(self) -> str:
@@ -57,7 +66,7 @@ class Process:
     @property
     def returncode(self) -> int | None:
         """None while it lives, then its exit status; minus the signal's number when one killed it."""
-        return self._process.poll()
+        return self._process.exitcode
 
     def wait_for_line(self, pattern: str, timeout: float = 30) -> re.Match[str]:
         """Wait for a line in which the regular expression is found; looks at each line once, in order.
@@ -88,15 +97,15 @@ class Process:
     def kill(self) -> None:
         """SIGKILL it, and return when it is gone."""
         self._process.kill()
-        self._process.wait()
+        self._process.join()
 
     def pause(self) -> None:
         """SIGSTOP it: it holds what it holds and does nothing."""
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT it."""
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self._pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         """SIGTERM it: the polite request that it end. Follow with ``wait``."""
@@ -108,11 +117,11 @@ class Process:
         Raises:
             AssertionError: it still lives after ``timeout`` seconds. Carries the output.
         """
-        try:
-            return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
             msg = f"{self.target} still runs after {timeout:g} s. Its output:\n{self.output}"
-            raise AssertionError(msg) from None
+            raise AssertionError(msg)
+        return self._process.exitcode
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +136,7 @@ class Process:
             error.add_note(f"output of {self.target}:\n{self.output}")
 
     def _pump(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
+        with self._output as stream:
             for line in stream:
                 with self._news:
                     self._lines.append(line.rstrip("\n"))
@@ -156,14 +164,23 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _main() -> None:
+def _live(
+    writer: multiprocessing.connection.Connection,
+    target: str,
+    arguments: tuple[str, ...],
+    env: Mapping[str, str],
+) -> None:
+    """In the new process: what it writes goes to its starter, and it is nobody's child but for its end."""
     _die_with_parent()
-    target, *arguments = sys.argv[1:]
+    for stream in (1, 2):
+        os.dup2(writer.fileno(), stream)
+    writer.close()
+    for text in (sys.stdout, sys.stderr):
+        assert isinstance(text, io.TextIOWrapper)
+        text.reconfigure(write_through=True)
+    os.environ.clear()
+    os.environ.update(env)
     module, function = target.split(":")
     outcome = getattr(importlib.import_module(module), function)(*arguments)
     if inspect.iscoroutine(outcome):
         asyncio.run(outcome)
-
-
-if __name__ == "__main__":
-    _main()
