@@ -4,6 +4,9 @@ PY := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
 
+# Most tests wait for servers and processes more than they compute.
+WORKERS ?= $(shell $(PY) -c 'import os; print(2 * (os.cpu_count() or 1))')
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-endurance check format bench clean
 
@@ -13,14 +16,14 @@ help: ## list these targets
 demo: $(READY) ## a workflow, a crash, and what survives it, in your terminal
 	@.venv/bin/edda demo $(ARGS)
 
-test: $(READY) ## all tests but the long ones, on every core (ARGS="-k name" to choose)
-	@$(PY) -m pytest -n logical --dist worksteal -m "not long" $(ARGS)
+test: $(READY) ## all tests but the long ones, in parallel (ARGS="-k name" to choose)
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(READY) ## the long ones: races, volumes
-	@$(PY) -m pytest -n logical --dist worksteal -m "long and not endurance" $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "long and not endurance" $(ARGS)
 
 test-endurance: $(READY) ## faults at every point and chaos, for minutes on each database
-	@$(PY) -m pytest -n logical --dist worksteal -m endurance $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal -m endurance $(ARGS)
 
 check: $(READY) ## lint, formatting, types, direction of imports
 	@.venv/bin/ruff check .

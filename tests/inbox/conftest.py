@@ -21,7 +21,6 @@ async def store(database: Database) -> AsyncIterator[Storage]:
     """One process's store."""
     store = open_store(database.url)
     await store.open()
-    await store.migrate()
     yield store
     await store.close()
 
@@ -31,7 +30,6 @@ async def lite(sqlite_database: Database) -> AsyncIterator[Storage]:
     """The same on SQLite alone, for what no database changes."""
     store = open_store(sqlite_database.url)
     await store.open()
-    await store.migrate()
     yield store
     await store.close()
 

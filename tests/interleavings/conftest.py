@@ -33,7 +33,6 @@ async def another_store(database: Database) -> AsyncIterator[OpenStore]:
         store = open_store(url or database.url)
         stores.append(store)
         await store.open(lease_us)
-        await store.migrate()
         if worker is not None:
             await store.register_worker(worker, given.APP, lease_us)
         return store

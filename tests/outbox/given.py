@@ -22,7 +22,6 @@ async def open_with_orders(database: Database) -> AsyncIterator[Storage]:
     """A store, migrated, beside the user's table."""
     store = open_store(database.url)
     await store.open()
-    await store.migrate()
     async with store.engine().begin() as connection:
         await connection.run_sync(orders.metadata.create_all)
     try:

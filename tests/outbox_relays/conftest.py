@@ -31,7 +31,6 @@ async def another_store(database: Database) -> AsyncIterator[OpenStore]:
         store = open_store(database.url)
         stores.append(store)
         await store.open()
-        await store.migrate()
         return store
 
     yield make
@@ -50,7 +49,6 @@ async def lite(sqlite_database: Database) -> AsyncIterator[Storage]:
     """The same on SQLite alone, for what no database changes."""
     store = open_store(sqlite_database.url)
     await store.open()
-    await store.migrate()
     yield store
     await store.close()
 

@@ -32,14 +32,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Database | None:
 
 @pytest.fixture
 async def opened() -> AsyncIterator[OpenUrl]:
-    """Opens stores, migrated, and closes them at the end."""
+    """Opens stores of prepared databases, and closes them at the end."""
     stores: list[Storage] = []
 
     async def make(url: str) -> Storage:
         store = open_store(url)
         stores.append(store)
         await store.open()
-        await store.migrate()
         return store
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from importlib.resources import files
 from pathlib import Path
@@ -33,12 +34,17 @@ def _config(output: io.StringIO | None = None) -> Config:
     return config
 
 
+@functools.cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
 def migrate_connection(c: sa.Connection, name: str) -> None:
     """Bring the schema up to date under the database's migration lock."""
     unlock = _lock(c, name)
     try:
         current = _current(c)
-        scripts = ScriptDirectory.from_config(_config())
+        scripts = _scripts()
         if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
             raise _newer(current)
         if current != scripts.get_current_head():
@@ -94,7 +100,7 @@ def _current(c: sa.Connection) -> str | None:
 
 def check_schema(c: sa.Connection) -> None:
     """For those who may not run DDL: raises SchemaError unless the schema is exactly this version's."""
-    current, scripts = _current(c), ScriptDirectory.from_config(_config())
+    current, scripts = _current(c), _scripts()
     if current == scripts.get_current_head():
         return
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:

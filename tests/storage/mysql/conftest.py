@@ -27,7 +27,6 @@ async def another_store(server: Database) -> AsyncIterator[OpenStore]:
     async def make() -> MySQLStore:
         store = on.new_store(server.url)
         stores.append(store)
-        await store.migrate()
         await store.open()
         return store
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from edda.app import EddaApp
 from edda.errors import ConfigurationError, StorageUnavailableError
 from edda.storage.connect import open_store
+from edda.storage.contract import Storage
 from edda.storage.sqlite import connection
 from edda.storage.sqlite.store import SQLiteStore
 from tests.storage import given
@@ -152,8 +153,14 @@ async def test_a_durable_store_warns_of_nothing(server: Database, caplog: pytest
 
 
 @pytest.mark.empty_database
+@pytest.mark.empty_database
 async def test_ten_stores_open_and_migrate_one_new_file_at_once(another_store: OpenStore) -> None:
-    stores = await asyncio.gather(*(another_store() for _ in range(10)))
+    async def migrated() -> Storage:
+        store = await another_store()
+        await store.migrate()
+        return store
+
+    stores = await asyncio.gather(*(migrated() for _ in range(10)))
     for number, store in enumerate(stores):
         await given.started(store, f"order-{number}")
     assert (await stores[0].counts())["instances"] == 10
