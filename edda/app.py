@@ -127,6 +127,7 @@ class EddaApp:
             from outbox_relays.http import HttpPublisher
 
             self._publishers.append(HttpPublisher(broker_url, mode="structured"))
+        _need_different("relays", "destination", [publisher.destination for publisher in self._publishers])
         self._options = WorkerOptions(
             lease_seconds=lease_seconds,
             max_runs=max_runs,
@@ -189,7 +190,7 @@ class EddaApp:
             self._news = news
             for publisher in self._publishers:
                 lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
-                relay = Relay(self.store, publisher, lease_seconds=lease)
+                relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
                 self._relays.append(relay)
                 await relay.start()
             self._initialized = True
@@ -435,10 +436,11 @@ class EddaApp:
             msg = f"app {self.service_name!r} is not initialised; call 'await app.initialize()' first"
             raise NotRunningError(msg)
 
-    def _outbox_news(self) -> None:
-        """A commit of this process left rows in the outbox."""
+    def _outbox_news(self, destinations: frozenset[str] | None = None) -> None:
+        """A commit of this process left rows in the outbox for these destinations (None: nobody knows which)."""
         self._kick_relays()
-        if not self._relays and self._news is not None:
+        here = {publisher.destination for publisher in self._publishers}
+        if self._news is not None and (destinations is None or not destinations <= here):
             self._news.outbox()
 
     def _kick_relays(self) -> None:
@@ -457,6 +459,13 @@ class EddaApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI: events in, ``/cancel/{id}``, ``/healthz``, ``/readyz``, lifespan."""
         await self._asgi(scope, receive, send)
+
+
+def _need_different(setting: str, name: str, values: list[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            msg = f"{setting}: two of them have {name}={value!r}. Give each one of its own, e.g. {name}='{value}-2'."
+            raise ConfigurationError(msg)
 
 
 def _owned(new: NewInstance, owner: str) -> NewInstance:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
-from edda.errors import EddaError, InstanceNotFoundError
+from edda.errors import EddaError, InstanceNotFoundError, StorageUnavailableError
 from edda.history.codec import decode, decode_exception
 from edda.status import status_word
 from edda.storage.rows import InstanceRow, State
@@ -13,6 +14,8 @@ from edda.storage.rows import InstanceRow, State
 if TYPE_CHECKING:
     from edda.engine.worker import Worker
     from edda.storage.contract import Storage
+
+log = logging.getLogger("edda.app")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
@@ -52,13 +55,13 @@ class Handle:
         return app is not None
 
     async def ended(self) -> InstanceRow:
-        """Wait until the instance has ended; its row."""
+        """Wait until the instance has ended; its row. While the database is away, that is waited for, too."""
         pause = _FIRST_PAUSE
         while True:
             watcher = self._worker.watch(self.id) if self._worker is not None else None
             try:
-                row = await self._row()
-                if row.ended_at is not None:
+                row = await self._row_or_none()
+                if row is not None and row.ended_at is not None:
                     return row
                 if watcher is not None:
                     await asyncio.wait([watcher], timeout=pause)
@@ -68,6 +71,13 @@ class Handle:
                 if watcher is not None and self._worker is not None:
                     self._worker.unwatch(self.id, watcher)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _row_or_none(self) -> InstanceRow | None:
+        try:
+            return await self._row()
+        except StorageUnavailableError as error:
+            log.warning("result_waits_for_database", extra={"instance_id": self.id, "error": str(error)})
+            return None
 
     async def need_not_failed(self) -> None:
         """Raises InstanceEndedError when it has ended otherwise than completed."""

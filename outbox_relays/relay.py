@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from edda.cloudevent import CloudEvent
@@ -62,6 +62,7 @@ class Relay:
         batch: Rows of one round at most.
         max_bytes: Bytes of data of one round at most (or one row).
         backoff: How long failed rows wait.
+        on_work: Called when there were rows.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Relay:
         batch: int = 500,
         max_bytes: int = 8 * 1024 * 1024,
         backoff: Backoff | None = None,
+        on_work: Callable[[], None] = lambda: None,
     ) -> None:
         if lease_seconds < 2 * publisher.publish_timeout:
             msg = (
@@ -88,6 +90,7 @@ class Relay:
         self._batch = batch
         self._max_bytes = max_bytes
         self._backoff = backoff or Backoff()
+        self._on_work = on_work
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -169,6 +172,7 @@ class Relay:
                 # Idle: without a lease anybody may be first when the next row comes.
                 await self._store.outbox_release(self._publisher.destination, self._owner)
                 return None
+            self._on_work()
             rest = await self._round(taken, asked)
             if rest is not None:
                 self._deaf_until = time.monotonic() + rest

@@ -107,5 +107,6 @@ class News:
             self.on_beat(beat)
             if beat.outbox:
                 self.on_outbox()
-            busy = beat.runnable or beat.outbox or time.monotonic() < self._active_until
+            # Rows of the outbox alone are no reason to hurry: their relay may be elsewhere, or resting.
+            busy = beat.runnable or time.monotonic() < self._active_until
             pause = shortest if busy else min(pause * 1.5, longest)

@@ -83,7 +83,7 @@ class Worker:
         shapes: Shapes,
         options: WorkerOptions,
         news: News,
-        on_outbox: Callable[[], None] = lambda: None,
+        on_outbox: Callable[[frozenset[str] | None], None] = lambda _: None,
         destinations: Callable[[str], list[str]] = lambda _: ["default"],
     ) -> None:
         self.store = store
@@ -118,6 +118,7 @@ class Worker:
         self._now = (0, 0.0)
         self._expiry_look: asyncio.TimerHandle | None = None
         self._looks_for_orphans = False
+        self._late_looks = 0
         self._empty = asyncio.Event()
 
     def _new_owner(self) -> str:
@@ -263,7 +264,7 @@ class Worker:
     def committed(self, turn: Turn) -> None:
         """A turn is durable: pass on what it left for others."""
         if turn.outbox:
-            self._on_outbox()
+            self._on_outbox(frozenset(message.destination for message in turn.outbox))
         if turn.children or turn.successor is not None:
             self.woken({self.app, *(child.app for child in turn.children)})
 
@@ -285,8 +286,7 @@ class Worker:
         if isinstance(how.error, OwnershipLostError | InstanceExistsError):
             # Nearly always another worker's now. If the database says it is ours after all, it is run again from there
             # (a start that is refused: the instance may have been claimed here meanwhile, and passed over as running).
-            self._looks_for_orphans = True
-            self._wake.set()
+            self._expect_orphans()
         if self._saturated:
             self._wake.set()
         if not self.runs:
@@ -315,9 +315,13 @@ class Worker:
             self._tasks.spawn(self._declared_dead())
             return
         self._look(beat)
+        if self._late_looks:
+            self._late_looks -= 1
+            self._looks_for_orphans = True
+            self._wake.set()
         self._others = beat.foreign_expiry_us is not None
         if beat.outbox:
-            self._on_outbox()
+            self._news.on_outbox()
         if self._expiry_look is not None:
             self._expiry_look.cancel()
             self._expiry_look = None
@@ -385,13 +389,17 @@ class Worker:
                 log.warning("claim_waits_for_database", extra={"error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
-                self._looks_for_orphans = True
-                self._wake.set()
+                self._expect_orphans()
             except Exception:  # whatever it is, a worker that claims no more must not keep its lease
                 log.exception("claim_failed", extra={"app": self.app})
                 await asyncio.sleep(1.0)
-                self._looks_for_orphans = True
-                self._wake.set()
+                self._expect_orphans()
+
+    def _expect_orphans(self) -> None:
+        """An answer was lost: what it said may be found in the database, or come true there a little later."""
+        self._looks_for_orphans = True
+        self._late_looks = 2
+        self._wake.set()
 
     async def _claim_while_there_is_work(self) -> None:
         names = sorted(self._definitions)

@@ -12,6 +12,7 @@ from edda import outbox
 from edda.activity import activity
 from edda.app import EddaApp
 from edda.context import WorkflowContext
+from edda.errors import ConfigurationError
 from edda.transactional import send_event_transactional
 from edda.workflow import workflow
 from outbox_relays.http import HttpPublisher
@@ -106,6 +107,24 @@ async def test_a_relay_in_a_process_that_does_not_work_hears_of_another_processs
         await worker.start(paying, order_id=str(number))
         await eventually(lambda number=number: len(audit.ids) == 2 * (number + 1), 20)  # type: ignore[misc]
     assert audit.ids == ["act-0", "wf-0", "act-1", "wf-1", "act-2", "wf-2"]
+
+
+async def test_a_relay_elsewhere_hears_of_rows_though_the_worker_has_a_relay_of_its_own(
+    open_app: OpenApp, bank: Sink, audit: Sink
+) -> None:
+    await open_app(
+        name="elsewhere", work=False, workflows=[], relays=[HttpPublisher(audit.url, destination="audit")]
+    )
+    app = await open_app(relays=[HttpPublisher(bank.url, destination="bank")])
+    for number in range(3):  # each finds that relay idle
+        await plain(app, "order.done", str(number), destination="audit")
+        await eventually(lambda number=number: len(audit.ids) == number + 1, 5)  # type: ignore[misc]
+    assert bank.ids == []
+
+
+async def test_two_relays_of_one_destination_are_refused(open_app: OpenApp, bank: Sink) -> None:
+    with pytest.raises(ConfigurationError, match=r"destination='default'.*destination='default-2'"):
+        await open_app(relays=[HttpPublisher(bank.url), HttpPublisher(bank.url, types=["a.*"])])
 
 
 async def test_an_event_that_no_relay_takes_stays_in_the_outbox_and_goes_to_nobody(
