@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +39,7 @@ from outbox_relays.relay import Relay
 
 if TYPE_CHECKING:
     from edda.storage.contract import Storage
+    from gateways.gateway import Gateway
     from outbox_relays.publisher import Publisher
 
 log = logging.getLogger("edda.app")
@@ -50,9 +52,11 @@ class EddaApp:
         service_name: Names the app in the database; instances belong to it.
         db_url: ``sqlite:///orders.db``, ``postgresql://user:password@host/db`` or ``mysql://...``.
         workflows: What this app runs; default: every workflow declared in the process.
+        gateways: Where events come from beside HTTP, e.g. ``KafkaGateway(...)``, ``RabbitMQGateway(...)``.
         relays: Where outbox events go. Each is a publisher, e.g. ``HttpPublisher(url)``.
         outbox_enabled, broker_url: As in ``edda-framework 0.16``: publish every event to one HTTP broker.
-        work: False makes a client: it starts, queries and delivers, and runs nothing.
+        work: False makes a client: it starts, queries and delivers, and runs no workflows.
+        run_gateways, run_relays: False leaves them to other processes. The relays still say where events go.
         lease_seconds: How long a dead process's instances stay its own (kill -9 to resumed is at most this and a
             second).
         max_runs: Instances in memory at once.
@@ -82,8 +86,11 @@ class EddaApp:
         leader_lease_duration: int = 45,
         *,
         workflows: Iterable[Workflow[Any, Any]] | None = None,
+        gateways: Sequence[Gateway] = (),
         relays: Sequence[Publisher] = (),
         work: bool = True,
+        run_gateways: bool = True,
+        run_relays: bool = True,
         lease_seconds: float = 30.0,
         max_runs: int = 1_000,
         max_threads: int = 32,
@@ -127,6 +134,7 @@ class EddaApp:
             from outbox_relays.http import HttpPublisher
 
             self._publishers.append(HttpPublisher(broker_url, mode="structured"))
+        _need_different("gateways", "name", [gateway.name for gateway in gateways])
         _need_different("relays", "destination", [publisher.destination for publisher in self._publishers])
         self._options = WorkerOptions(
             lease_seconds=lease_seconds,
@@ -137,14 +145,18 @@ class EddaApp:
             strict_arguments=strict_arguments,
             default_policy=default_retry_policy or DEFAULT_RETRY_POLICY,
         )
-        self._work = work
+        self.work = work
+        self.run_gateways = run_gateways
+        self.run_relays = run_relays
         self._given = None if workflows is None else list(workflows)
         self._handlers: list[EventHandler] = []
-        self._workflows: dict[str, Workflow[Any, Any]] = {}
+        self.workflows: dict[str, Workflow[Any, Any]] = {}
         self._inbox: Inbox | None = None
         self._worker: Worker | None = None
         self._news: News | None = None
-        self._relays: list[Relay] = []
+        self._parts = AsyncExitStack()
+        self.gateways = tuple(gateways)
+        self.relays: list[Relay] = []
         self._initialized = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Lock | None = None
@@ -156,48 +168,62 @@ class EddaApp:
     async def initialize(self) -> None:
         """Connect, migrate, declare triggers, begin to work. Idempotent.
 
-        A database that is down is waited for, with backoff; each try is logged and shown by ``/readyz``.
+        A database that is down is waited for, with backoff; each try is logged and shown by ``/readyz``. What can never
+        work is raised, and nothing is left running.
         """
         if self._starting is None:
             self._starting = asyncio.Lock()
-        async with self._starting:
+        async with self._starting, AsyncExitStack() as stack:
             if self._initialized:
                 return
-            self._workflows = self._collect()
-            await self._connect()
-            shapes = Shapes(self.store)
-            news = News(self.store, self.service_name)
-            news.on_outbox = self._kick_relays
-            definitions = {workflow.name: workflow.definition for workflow in self._workflows.values()}
-            worker = Worker(
-                self.store,
-                self.service_name,
-                definitions if self._work else {},
-                shapes,
-                self._options,
-                news,
-                self._outbox_news,
-                self.destinations,
-            )
-            shapes.on_woken = worker.woken
-            self._inbox = Inbox(self.store, on_woken=worker.woken)
-            await self.store.declare_triggers(self._triggers())
-            if self._work:
-                await worker.start()
-            if self._work or self._publishers:
-                news.start(beats=self._work)
-            self._worker = worker
-            self._news = news
-            for publisher in self._publishers:
-                lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
-                relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
-                self._relays.append(relay)
-                await relay.start()
-            self._initialized = True
-            running_apps.append(self)
-            self._loop = asyncio.get_running_loop()
-            outlets.append(self)
-            log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
+            await self._start(stack)
+            self._parts = stack.pop_all()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Each part with what stops it; the last to start stops first."""
+        self.workflows = self._collect()
+        stack.push_async_callback(self.store.close)
+        await self._connect()
+        shapes = Shapes(self.store)
+        news = News(self.store, self.service_name)
+        news.on_outbox = self._kick_relays
+        definitions = {workflow.name: workflow.definition for workflow in self.workflows.values()}
+        worker = Worker(
+            self.store,
+            self.service_name,
+            definitions if self.work else {},
+            shapes,
+            self._options,
+            news,
+            self._outbox_news,
+            self.destinations,
+        )
+        shapes.on_woken = worker.woken
+        inbox = Inbox(self.store, on_woken=worker.woken)
+        await self.store.declare_triggers(self._triggers())
+        stack.push_async_callback(news.stop)
+        if self.work or (self._publishers and self.run_relays):
+            news.start(beats=self.work)
+        for publisher in self._publishers if self.run_relays else ():
+            lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
+            relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
+            stack.push_async_callback(relay.stop)
+            await relay.start()
+            self.relays.append(relay)
+        stack.callback(self.relays.clear)
+        if self.work:
+            stack.push_async_callback(worker.stop)
+            await worker.start()
+        stack.push_async_callback(inbox.close)
+        self._worker, self._inbox, self._news = worker, inbox, news
+        for gateway in self.running_gateways:
+            stack.push_async_callback(gateway.stop)
+            await gateway.start(inbox)
+        self._loop = asyncio.get_running_loop()
+        self._initialized = True
+        running_apps.append(self)
+        outlets.append(self)
+        log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
 
     async def _connect(self) -> None:
         pause = 0.2
@@ -215,24 +241,15 @@ class EddaApp:
                 return
 
     async def shutdown(self) -> None:
-        """Stop: claim no more, let turns finish within ``shutdown_timeout``, give leases back, close the database."""
+        """Stop: take in and claim no more, let turns finish within ``shutdown_timeout``, give leases back."""
         if not self._initialized:
             await self.store.close()
             return
         self._initialized = False
         running_apps.remove(self)
         outlets.remove(self)
-        if self._inbox is not None:
-            await self._inbox.close()
-        if self._worker is not None and self._work:
-            await self._worker.stop()
-        for relay in self._relays:
-            await relay.stop()
-        self._relays.clear()
-        if self._news is not None:
-            await self._news.stop()
+        await self._parts.aclose()
         self._worker = self._inbox = self._news = None
-        await self.store.close()
 
     async def __aenter__(self) -> Self:
         """``async with EddaApp(...)``."""
@@ -259,7 +276,7 @@ class EddaApp:
 
     def _triggers(self) -> list[Trigger]:
         triggers = []
-        for workflow in self._workflows.values():
+        for workflow in self.workflows.values():
             if workflow.on is not None:
                 policy = "event" if workflow.key is None else "key"
                 triggers.append(
@@ -308,7 +325,7 @@ class EddaApp:
 
     def has_workflow(self, workflow: Workflow[Any, Any]) -> bool:
         """Whether this app has exactly this workflow."""
-        return self._workflows.get(workflow.name) is workflow
+        return self.workflows.get(workflow.name) is workflow
 
     async def start(self, workflow: Workflow[Any, Any], **kwargs: Any) -> str:
         """``workflow.start(**kwargs)`` in this app."""
@@ -323,7 +340,7 @@ class EddaApp:
     ) -> str:
         """See ``Workflow.start``."""
         new = self._new_instance(workflow, kwargs, options)
-        if not self._work or self.worker.stopping:
+        if not self.work or self.worker.stopping:
             handle = await self._insert(new, options)
             outcome_of(await handle.ended())
             return handle.id
@@ -350,7 +367,7 @@ class EddaApp:
     ) -> Handle:
         """See ``Workflow.submit``."""
         new = self._new_instance(workflow, kwargs, options)
-        if not self._work or options.delay is not None or self.worker.full:
+        if not self.work or options.delay is not None or self.worker.full:
             return await self._insert(new, options)
         released = await self.worker.start_inline(_owned(new, self.worker.owner), wait=False)
         if released is not None and released.error is not None and released.state is None:
@@ -375,7 +392,7 @@ class EddaApp:
     ) -> NewInstance:
         self._need_running()
         if not self.has_workflow(workflow):
-            known = sorted(self._workflows)
+            known = sorted(self.workflows)
             msg = f"app {self.service_name!r} does not have the workflow {workflow.name!r}; it has {known}"
             raise ConfigurationError(msg)
         refuse_while_writing(current_attempt.get(), f"{workflow.name}.start()")
@@ -397,7 +414,7 @@ class EddaApp:
 
     def handle(self, instance_id: str) -> Handle:
         """A handle on an instance, wherever it runs."""
-        return Handle(instance_id, self.store, self._worker if self._work else None)
+        return Handle(instance_id, self.store, self._worker if self.work else None)
 
     # ------------------------------------------------------------------ queries
 
@@ -427,6 +444,11 @@ class EddaApp:
         return self._worker
 
     @property
+    def running_gateways(self) -> tuple[Gateway, ...]:
+        """Those of its gateways that run in this process."""
+        return self.gateways if self.run_gateways else ()
+
+    @property
     def ready(self) -> bool:
         """Whether ``initialize()`` has finished."""
         return self._initialized
@@ -439,12 +461,12 @@ class EddaApp:
     def _outbox_news(self, destinations: frozenset[str] | None = None) -> None:
         """A commit of this process left rows in the outbox for these destinations (None: nobody knows which)."""
         self._kick_relays()
-        here = {publisher.destination for publisher in self._publishers}
+        here = {relay.destination for relay in self.relays}
         if self._news is not None and (destinations is None or not destinations <= here):
             self._news.outbox()
 
     def _kick_relays(self) -> None:
-        for relay in self._relays:
+        for relay in self.relays:
             relay.kick()
 
     def destinations(self, event_type: str) -> list[str]:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -33,7 +34,11 @@ _PING_TIMEOUT = 5.0
 
 
 def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
-    """``POST`` anywhere takes CloudEvents; ``/healthz`` and ``/readyz`` answer also while the database is away."""
+    """``POST`` anywhere takes CloudEvents; ``/healthz`` and ``/readyz`` answer also while the database is away.
+
+    ``/readyz``: whether it can take requests now. ``/readyz/gateways``: whether every gateway does well. Not one
+    answer: a broker that is down is no reason to send no HTTP requests here either.
+    """
     start = _Start(app)
 
     @contextlib.asynccontextmanager
@@ -50,17 +55,37 @@ def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
     async def readyz(_: Request) -> JSONResponse:
         reason = await start.not_ready()
         if reason is None:
-            return JSONResponse({"status": "ready", "app": app.service_name})
-        return JSONResponse({"status": "waiting", "reason": reason}, status_code=503)
+            return JSONResponse({"status": "ready", "app": app.service_name, **_parts(app)})
+        return JSONResponse({"status": "waiting", "reason": reason, **_parts(app)}, status_code=503)
+
+    async def readyz_gateways(_: Request) -> JSONResponse:
+        reason = await start.not_ready()
+        ill = [gateway.name for gateway in app.running_gateways if not gateway.health().healthy]
+        if reason is None and not ill:
+            return JSONResponse({"status": "ready", **_parts(app)})
+        reason = reason or f"look at {', '.join(ill)}"
+        return JSONResponse({"status": "unhealthy", "reason": reason, **_parts(app)}, status_code=503)
 
     return Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/readyz/gateways", readyz_gateways),
             Mount("/", http_gateway(_LateInbox(app), tokens=tokens)),
         ],
         lifespan=lifespan,
     )
+
+
+def _parts(app: EddaApp) -> dict[str, Any]:
+    """How each gateway and relay does, for people and probes."""
+    return {
+        "gateways": {gateway.name: asdict(gateway.health()) for gateway in app.running_gateways},
+        "relays": {
+            relay.destination: {"published": relay.published, "last_error": relay.last_error}
+            for relay in app.relays
+        },
+    }
 
 
 class _Start:

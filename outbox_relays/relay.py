@@ -96,6 +96,7 @@ class Relay:
         self._task: asyncio.Task[None] | None = None
         self._deaf_until = 0.0
         self._rests = 0
+        self.destination = publisher.destination
         self.published = 0
         self.last_error: str | None = None
 

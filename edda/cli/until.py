@@ -9,13 +9,12 @@ import signal
 import typer
 
 from edda.app import EddaApp
-from outbox_relays.publisher import Publisher
 
 
-async def relay_until_terminated(database_url: str, publisher: Publisher) -> None:
-    """One relay, and nothing else."""
-    async with EddaApp("edda-relay", database_url, workflows=[], work=False, relays=[publisher]):
-        typer.echo("relaying")
+async def until_terminated(app: EddaApp, said: str) -> None:
+    """The app, without a server; says when it has begun."""
+    async with app:
+        typer.echo(said)
         await terminated()
 
 

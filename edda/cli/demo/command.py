@@ -1,52 +1,79 @@
-"""The play: sink, gateway and worker are processes, the worker is killed in the middle, the ledger is checked."""
+"""The play: every part is a process, gateway, worker and relay are each killed with -9, the ledger is checked."""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import aiohttp
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from rich.console import Console
 from rich.live import Live
 
-from edda.cli.demo.ledger import Ledger, check, customer_of, show_progress, show_result
+from edda.cli.demo.brokers import broker_of
+from edda.cli.demo.customers import send_everything
+from edda.cli.demo.ledger import KILLED, Ledger, check, show_progress, show_result
+from edda.cli.demo.processes import Places
 from edda.errors import ConfigurationError
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
 
-#: Seconds that the whole may take; what has not happened by then is a fault of the ledger.
+#: Seconds that the whole may take beside one for every ten orders; what has not happened then is a fault of the ledger.
 _DEADLINE = 50.0
 
 
+@dataclass(frozen=True)
+class World:
+    """What the demo is to be played on; nothing said: a fresh SQLite file and an embedded Kafka."""
+
+    database_url: str | None = None
+    kafka: str | None = None
+    rabbitmq: str | None = None
+
+
 @dataclass
-class Part:
-    """One of the demo's processes."""
+class _Cast:
+    """The processes, by part."""
 
-    process: asyncio.subprocess.Process
-    port: int = 0
+    stack: AsyncExitStack
+    places: Places
+    playing: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+
+    async def start(self, part: str) -> str:
+        """Start it, or another one in its place; what it says of itself."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "edda.cli.demo.processes", part, to_json(asdict(self.places)).decode()),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self.stack.push_async_callback(_end, process)
+        assert process.stdout is not None  # noqa: S101, asked for
+        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+        if not line:
+            msg = f"the demo's {part} did not start; its error is above"
+            raise RuntimeError(msg)
+        self.playing[part] = process
+        return line[-1]
+
+    async def kill(self, part: str) -> None:
+        """``kill -9``; and another takes over."""
+        process = self.playing[part]
+        process.kill()
+        await process.wait()
+        await self.start(part)
 
 
-@dataclass
-class Play:
-    """What has been sent so far."""
-
-    orders: int
-    ledger: Ledger = field(default_factory=Ledger)
-
-
-async def run_demo(orders: int, database_url: str | None, *, as_json: bool) -> int:
+async def run_demo(orders: int, world: World, *, as_json: bool) -> int:
     """Returns the exit code: 0 only if the ledger adds up."""
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="edda-demo-") as folder:
-        ledger, faults = await perform(orders, database_url, Path(folder), console)
+        ledger, faults = await perform(orders, world, Path(folder), console)
     if as_json:
         sys.stdout.write(to_json(ledger.as_dict(orders, faults), indent=2).decode() + "\n")
     else:
@@ -54,11 +81,9 @@ async def run_demo(orders: int, database_url: str | None, *, as_json: bool) -> i
     return 1 if faults else 0
 
 
-async def perform(
-    orders: int, database_url: str | None, folder: Path, console: Console
-) -> tuple[Ledger, list[str]]:
+async def perform(orders: int, world: World, folder: Path, console: Console) -> tuple[Ledger, list[str]]:
     """The play, whole, with what it leaves in ``folder``; the ledger, and what in it does not add up."""
-    url = database_url or f"sqlite:///{folder}/demo.db"
+    url = world.database_url or f"sqlite:///{folder}/demo.db"
     sink_file = folder / "sink.jsonl"
     async with AsyncExitStack() as stack:
         store = open_store(url)
@@ -66,33 +91,71 @@ async def perform(
         await store.open()
         await store.migrate()
         await _refuse_a_used_database(store)
-        sink = await _spawn(stack, "sink", "--ledger", str(sink_file))
-        gateway = await _spawn(stack, "gateway", "--database-url", url)
-        worker = ("worker", "--database-url", url, "--sink-url", f"http://127.0.0.1:{sink.port}/")
-        victim = await _spawn(stack, *worker)
-        play = Play(orders)
-        ledger = play.ledger
+        cast = _Cast(stack, Places(url, "", "", "", "", ledger=str(sink_file), port=_free_port()))
+        await _open_world(cast, world)
+        for part in ("gateway", "worker", "relay"):
+            await cast.start(part)
+        ledger = Ledger(orders_via=broker_of(cast.places.orders_broker).name)
         started = time.monotonic()
+        deadline = started + _DEADLINE + orders / 10
         with Live(console=console, refresh_per_second=8, transient=False) as live:
-            sending = asyncio.create_task(_send(play, gateway.port))
-            stack.callback(sending.cancel)
-            while time.monotonic() - started < _DEADLINE:
+            sending = asyncio.create_task(
+                send_everything(
+                    orders,
+                    ledger,
+                    broker_of(cast.places.orders_broker),
+                    cast.places.orders,
+                    cast.places.port,
+                )
+            )
+            stack.push_async_callback(_cancelled, sending)
+            while time.monotonic() < deadline:
                 ledger.look(await store.counts(), sink_file)
                 live.update(show_progress(ledger, orders, time.monotonic() - started))
                 if sending.done():
                     sending.result()
-                if ledger.killed_after is None and ledger.out >= max(1, orders // 3):
-                    victim.process.kill()
-                    await victim.process.wait()
-                    ledger.look(await store.counts(), sink_file)
-                    ledger.killed_after = ledger.out
-                    await _spawn(stack, *worker)
+                if (victim := _victim(ledger, orders)) is not None:
+                    ledger.killed[victim] = ledger.out
+                    await cast.kill(victim)
                 if sending.done() and ledger.finished(orders):
                     break
                 await asyncio.sleep(0.1)
         ledger.look(await store.counts(), sink_file)
         ledger.seconds = time.monotonic() - started
         return ledger, await check(ledger, orders, store, sink_file)
+
+
+async def _open_world(cast: _Cast, world: World) -> None:
+    """Brokers, topics or queues of this play's own, and the sink."""
+    play = uuid.uuid4().hex[:8]
+    kafka = world.kafka or (None if world.rabbitmq else await cast.start("broker"))
+    orders_broker, paid_broker = kafka or world.rabbitmq or "", world.rabbitmq or kafka or ""
+    cast.places = replace(
+        cast.places,
+        orders_broker=orders_broker,
+        orders=f"edda-demo-orders-{play}",
+        paid_broker=paid_broker,
+        paid=f"edda-demo-paid-{play}",
+    )
+    for address in {orders_broker, paid_broker}:
+        await broker_of(address).prepare(cast.places.orders, cast.places.paid)
+    port = await cast.start("sink")
+    cast.places = replace(cast.places, sink_url=f"http://127.0.0.1:{port}/")
+
+
+def _victim(ledger: Ledger, orders: int) -> str | None:
+    """Whose turn it is to die: one after the other, while there is work for each."""
+    for number, part in enumerate(KILLED):
+        if ledger.killed[part] is None:
+            return part if ledger.out >= max(1, orders * (number + 1) // 4) else None
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 async def _refuse_a_used_database(store: Storage) -> None:
@@ -105,17 +168,10 @@ async def _refuse_a_used_database(store: Storage) -> None:
         raise ConfigurationError(msg)
 
 
-async def _spawn(stack: AsyncExitStack, *arguments: str) -> Part:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edda.cli.demo.processes", *arguments, stdout=asyncio.subprocess.PIPE
-    )
-    stack.push_async_callback(_end, process)
-    assert process.stdout is not None  # noqa: S101, asked for
-    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
-    if not line:
-        msg = f"the demo's {arguments[0]} did not start; its error is above"
-        raise RuntimeError(msg)
-    return Part(process, int(line[1]) if line[0] == "listening" else 0)
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -126,59 +182,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-async def _send(play: Play, port: int) -> None:
-    """Orders and payments in a shuffled order: some payments before their order, some twice."""
-    dice = random.Random(7)  # noqa: S311, a play and no secret
-    deliveries: list[tuple[float, str, str]] = []
-    for number in range(play.orders):
-        order_id = f"order-{number}"
-        at = number * 0.02
-        deliveries.append((at, "order.created", order_id))
-        early = dice.random() < 0.3
-        pays_at = max(0.0, at - dice.uniform(0.05, 0.3)) if early else at + dice.uniform(0.05, 0.5)
-        deliveries.append((pays_at, "payment.completed", order_id))
-        if dice.random() < 0.2 or number == 0:  # one at least is sent twice
-            deliveries.append((pays_at + dice.uniform(0, 0.4), "payment.completed", order_id))
-        if dice.random() < 0.1:
-            deliveries.append((at + dice.uniform(0, 0.4), "order.created", order_id))
-    deliveries.sort()
-    begun = time.monotonic()
-    async with (
-        aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=aiohttp.ClientTimeout(10)) as client,
-        asyncio.TaskGroup() as group,
-    ):
-        for at, kind, order_id in deliveries:
-            await asyncio.sleep(max(0.0, at - (time.monotonic() - begun)))
-            group.create_task(_post(client, play, kind, order_id))
-
-
-async def _post(client: aiohttp.ClientSession, play: Play, kind: str, order_id: str) -> None:
-    customer = customer_of(order_id)
-    data: Sequence[tuple[str, str]]
-    if kind == "order.created":
-        data = (("order_id", order_id), ("customer", customer))
-    else:
-        data = (("order_id", order_id), ("payment_id", f"payment-of-{order_id}"))
-    headers = {
-        "ce-specversion": "1.0",
-        "ce-id": f"{kind}/{order_id}",
-        "ce-source": "/demo/customers",
-        "ce-type": kind,
-        "content-type": "application/json",
-    }
-    while True:
-        try:
-            async with client.post("/events", headers=headers, data=to_json(dict(data))) as answer:
-                status, told = answer.status, await answer.text()
-        except (aiohttp.ClientError, TimeoutError):
-            await asyncio.sleep(0.2)
-            continue
-        if status == 202:
-            play.ledger.sent(kind, order_id, from_json(told)["results"][0]["result"])
-            return
-        if status < 500 and status != 429:
-            msg = f"the gateway refused an event: {told}"
-            raise RuntimeError(msg)
-        await asyncio.sleep(0.2)

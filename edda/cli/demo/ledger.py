@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from edda.storage.contract import Storage
 
 
+#: What dies, in this order.
+KILLED = ("gateway", "worker", "relay")
+
+
 @dataclass
 class Ledger:
     """Counts, as they stand."""
 
+    orders_via: str = ""
     sent_orders: int = 0
     sent_payments: int = 0
     duplicates_refused: int = 0
+    identities: int = 0
     started: int = 0
     completed: int = 0
     waiting: int = 0
@@ -32,23 +38,33 @@ class Ledger:
     outbox: int = 0
     out: int = 0
     repeats_at_sink: int = 0
-    killed_after: int | None = None
+    killed: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(KILLED))
     seconds: float = 0.0
     by_type: dict[str, int] = field(default_factory=dict)
-    answers: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    orders: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, list[str]] = field(default_factory=dict)
 
-    def sent(self, kind: str, order_id: str, verdict: str) -> None:
-        """A delivery was answered with 202.
+    def ordered(self, order_id: str) -> None:
+        """The broker has an order, once more perhaps."""
+        self.orders[order_id] += 1
+        self._count()
+
+    def paid(self, order_id: str, verdict: str) -> None:
+        """A payment was answered with 202.
 
         The first answer may be "duplicate" already: the one before was lost, or came later than that to its copy.
         """
-        self.answers.setdefault((kind, order_id), []).append(verdict)
-        self.sent_orders = sum(1 for sent, _ in self.answers if sent == "order.created")
-        self.sent_payments = len(self.answers) - self.sent_orders
-        self.duplicates_refused = sum(len(each) for each in self.answers.values()) - len(self.answers)
+        self.answers.setdefault(order_id, []).append(verdict)
+        self._count()
+
+    def _count(self) -> None:
+        self.sent_orders, self.sent_payments = len(self.orders), len(self.answers)
+        sent = self.orders.total() + sum(len(each) for each in self.answers.values())
+        self.duplicates_refused = sent - self.sent_orders - self.sent_payments
 
     def look(self, counts: Mapping[str, int], sink: Path) -> None:
         """Read the database's counts and the sink's file."""
+        self.identities = counts["identities"]
         self.started = counts["instances"]
         self.completed = counts.get(f"instances.{State.COMPLETED}", 0)
         self.waiting = counts.get(f"instances.{State.WAITING}", 0)
@@ -63,12 +79,14 @@ class Ledger:
 
     def finished(self, orders: int) -> bool:
         """Whether nothing more is to be expected."""
-        return self.completed == orders and self.outbox == 0 and self.killed_after is not None
+        return (
+            (self.completed, self.outbox, self.out) == (orders, 0, 2 * orders)
+        ) and None not in self.killed.values()
 
     def as_dict(self, orders: int, faults: list[str]) -> dict[str, Any]:
         """For programs."""
         told = asdict(self)
-        del told["answers"]
+        del told["answers"], told["orders"]
         lost = max(0, 2 * orders - self.out)
         return {"orders": orders, **told, "lost": lost, "faults": faults, "adds_up": not faults}
 
@@ -98,41 +116,45 @@ def _faults_of_counts(ledger: Ledger, orders: int) -> list[str]:
     faults = [
         f"{what}: {got}, expected {wanted}"
         for what, got, wanted in (
-            ("orders accepted", ledger.sent_orders, orders),
+            ("orders sent", ledger.sent_orders, orders),
             ("payments accepted", ledger.sent_payments, orders),
+            ("events accepted", ledger.identities, 2 * orders),
             ("workflows started", ledger.started, orders),
             ("workflows completed", ledger.completed, orders),
             ("outbox rows left", ledger.outbox, 0),
         )
         if got != wanted
     ]
-    if ledger.killed_after is None:
-        faults.append("the worker was never killed")
-    elif ledger.killed_after >= 2 * orders:
-        faults.append("the worker was killed when all was done")
+    for part, after in ledger.killed.items():
+        if after is None:
+            faults.append(f"the {part} was never killed")
+        elif after >= 2 * orders:
+            faults.append(f"the {part} was killed when all was done")
     if ledger.duplicates_refused == 0:
         faults.append("no duplicate was refused, so none was sent")
     twice = [
-        event for event, verdicts in ledger.answers.items() if len(verdicts) - verdicts.count("duplicate") > 1
+        order_id
+        for order_id, verdicts in ledger.answers.items()
+        if len(verdicts) - verdicts.count("duplicate") > 1
     ]
-    return [*faults, *(f"{kind} of {order_id} was accepted twice" for kind, order_id in twice)]
+    return [*faults, *(f"the payment of {order_id} was accepted twice" for order_id in twice)]
 
 
 def _faults_at_sink(events: list[dict[str, str]], orders: int) -> list[str]:
-    """Each event once, but for repeats under the same id; per customer in the order in which they were written."""
+    """Each event once, but for repeats under the same id; at each place each customer's in the order of writing."""
     first: dict[tuple[str, str], dict[str, str]] = {}
     for event in events:
         first.setdefault((event["source"], event["id"]), event)
     faults = []
-    last: dict[str, str] = {}
+    last: dict[tuple[str, str], str] = {}
     told: dict[str, Counter[str]] = {"order.paid": Counter(), "order.shipped": Counter()}
     for event in first.values():
         order_id = json.loads(event["data"])["order_id"]
         told[event["type"]][order_id] += 1
         customer = customer_of(order_id)
-        if event["sequence"] <= last.get(customer, ""):
+        if event["sequence"] <= last.get((event["via"], customer), ""):
             faults.append(f"{event['type']} of {order_id} came behind a later event of {customer}")
-        last[customer] = event["sequence"]
+        last[event["via"], customer] = event["sequence"]
     for kind, counted in told.items():
         if len(counted) != orders:
             faults.append(f"{kind} at the sink: {len(counted)}, expected {orders}")
@@ -153,7 +175,8 @@ def show_progress(ledger: Ledger, orders: int, seconds: float) -> Table:
     table.add_column("in")
     table.add_column("workflows")
     table.add_column("out")
-    killed = "" if ledger.killed_after is None else "\n[red]worker killed with -9,[/red]\nanother took over"
+    dead = [part for part, after in ledger.killed.items() if after is not None]
+    killed = "".join(f"\n[red]{part} killed with -9[/red]" for part in dead)
     table.add_row(
         f"orders    {ledger.sent_orders:>5} / {orders}\npayments  {ledger.sent_payments:>5} / {orders}\n"
         f"twice     {ledger.duplicates_refused:>5}",
@@ -172,13 +195,14 @@ def show_result(console: Console, ledger: Ledger, orders: int, faults: list[str]
     table.add_column("entry")
     table.add_column("count", justify="right")
     for entry, count in (
-        ("events in (orders + payments)", ledger.sent_orders + ledger.sent_payments),
+        (f"orders in ({ledger.orders_via})", ledger.sent_orders),
+        ("payments in (HTTP)", ledger.sent_payments),
         ("duplicates refused", ledger.duplicates_refused),
         ("workflows started", ledger.started),
         ("workflows completed", ledger.completed),
-        ("events out (order.paid + order.shipped)", ledger.out),
+        ("events out (order.paid to the broker, order.shipped by HTTP)", ledger.out),
         ("repeats at the sink (same id)", ledger.repeats_at_sink),
-        ("worker killed with -9 after ... events out", ledger.killed_after),
+        *((f"{part} killed with -9 after ... events out", after) for part, after in ledger.killed.items()),
         ("lost", max(0, 2 * orders - ledger.out)),
     ):
         table.add_row(entry, str(count))
