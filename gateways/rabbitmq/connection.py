@@ -24,6 +24,10 @@ _HEARTBEAT = 20
 #: Seconds that closing may take: the broker is asked politely, and then left.
 _CLOSING = 3.0
 
+#: Seconds between two tries, at first and at most.
+_FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+
 
 class BrokerError(EddaError):
     """RabbitMQ cannot be reached or refuses. It is tried again."""
@@ -152,8 +156,7 @@ def client_name(what: str) -> str:
 class Pauses:
     """Seconds between two tries: exponential with jitter, from the start again after a success."""
 
-    def __init__(self, first: float = 0.2, longest: float = 10.0) -> None:
-        self._first, self._longest = first, longest
+    def __init__(self) -> None:
         self._tries = 0
 
     def succeeded(self) -> None:
@@ -162,6 +165,6 @@ class Pauses:
 
     def next(self) -> float:
         """The next one."""
-        ceiling = min(self._longest, self._first * 2 ** min(self._tries, 30))
+        ceiling = min(LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._tries, 30))
         self._tries += 1
         return random.uniform(ceiling / 4, ceiling)  # noqa: S311, jitter

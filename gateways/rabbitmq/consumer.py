@@ -11,7 +11,7 @@ import logging
 from edda.inbox.accept import Inbox
 from gateways.rabbitmq.connection import BrokerError, Link, client_name, connect, is_of_broker, told
 from gateways.rabbitmq.session import Session, Settings, State
-from gateways.rabbitmq.topology import ANSWER, ensure_queue, message_count
+from gateways.rabbitmq.topology import ANSWER, declare_queue, message_count, refuse_unfit
 
 log = logging.getLogger("edda.gateway")
 
@@ -71,9 +71,11 @@ class Consumer:
             await link.close()
 
     async def _prepare(self, link: Link) -> Session:
-        from aiormq.exceptions import ChannelNotFoundEntity
+        from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
-        await ensure_queue(link, self.queue, self._settings.declaration)
+        declaration = self._settings.declaration
+        if declaration is not None:
+            await declare_queue(link, self.queue, declaration)
         channel = await link.channel()
         try:
             self.state.waiting = await message_count(channel, self.queue)
@@ -83,6 +85,13 @@ class Consumer:
                 "declare='quorum'"
             )
             raise BrokerError(msg) from error
+        except ChannelLockedResource as error:
+            msg = (
+                f"queue {self.queue!r} is exclusive to another connection and ends with it; use a durable one"
+            )
+            raise BrokerError(msg) from error
+        if declaration is None:
+            await refuse_unfit(link, self.queue)
         # Before the consumer: without a limit the broker sends the whole queue.
         await channel.basic_qos(prefetch_count=self._settings.prefetch, timeout=ANSWER)
         session = Session(self._settings, self.queue, self._inbox, self.state, link, channel)

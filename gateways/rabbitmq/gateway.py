@@ -34,6 +34,10 @@ class RabbitMQGateway:
     While the database is away, what was delivered is held (at most ``prefetch`` messages of each queue) and tried on;
     the broker gives it to somebody else if it takes longer than its consumer timeout (30 minutes by default).
 
+    RabbitMQ 4 drops a quorum queue's message after 20 failed deliveries, unless the queue says otherwise: one fails
+    when a connection ends with the message in hand. Give such a queue a dead-letter exchange or ``x-delivery-limit``
+    -1; ``declare="quorum"`` does.
+
     Without ``declare`` the queues must exist, and one that is deleted is waited for, not made again. Queues that
     RabbitMQ itself deletes with their consumer are refused, as are streams.
 
@@ -52,7 +56,7 @@ class RabbitMQGateway:
             queue of the same name, unless it exists.
         delivery_limit: With ``declare="quorum"``: failed deliveries of one message after which the broker dead-letters
             or drops it. Default: none, or the broker's own (20) with a dead-letter exchange. The gateway never refuses
-            a delivery; one fails when the process dies with it.
+            a delivery.
         single_active: The queues have a single active consumer (with ``declare``: are made so). This gateway may then
             get nothing while messages wait.
         connect_timeout: Seconds for connecting.

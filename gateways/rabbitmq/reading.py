@@ -7,6 +7,7 @@ is read in its canonical text, as the AMQP binding of CloudEvents 1.0.2 says, wi
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import decimal
 from collections.abc import Callable, Iterator, Mapping
@@ -130,7 +131,7 @@ def _canonical(header: str, value: Any) -> str:
     if isinstance(value, dt.datetime):
         return _moment(value)
     if isinstance(value, bytearray):  # declared as binary
-        return _json(value).strip('"')
+        return base64.b64encode(value).decode()
     if isinstance(value, bytes):  # declared as text
         raise MalformedEventError(f"the header {shown(header)} is not UTF-8")
     raise MalformedEventError(

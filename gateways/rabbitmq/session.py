@@ -63,7 +63,7 @@ class State:
     Attributes:
         trouble: What keeps it from consuming; None: it consumes.
         link: Its connection, if it has one.
-        waiting: Messages that were ready in the queue when it was looked at last.
+        waiting: Messages that were ready in the queue when it was looked at last, less what came since.
         held: Deliveries in hand.
         unstorable: Messages that the database does not even take as dead letters; they stay where they are.
         accepting_since: When the batch in hand was handed in; None: there is none.
@@ -157,6 +157,7 @@ class Session:
     async def _on_message(self, message: DeliveredMessage) -> None:
         self._arrived.append(message)
         self._state.held += 1
+        self._state.waiting = max(0, (self._state.waiting or 0) - 1)
         self._last_delivery = _now()
         self._news.set()
 

@@ -48,20 +48,14 @@ class Declaration:
         return found
 
 
-async def ensure_queue(link: Link, queue: str, declaration: Declaration | None) -> None:
-    """The queue is there, and fit for use. Raises BrokerError, which says what to do."""
-    if declaration is not None:
-        await _declare(link, queue, declaration)
-    await _probe(link, queue)
-
-
 async def message_count(channel: AbstractChannel, queue: str) -> int:
     """Messages that are ready; raises what aiormq raises if there is no such queue."""
     declared = await channel.queue_declare(queue, passive=True, timeout=ANSWER)
     return declared.message_count or 0
 
 
-async def _declare(link: Link, queue: str, declaration: Declaration) -> None:
+async def declare_queue(link: Link, queue: str, declaration: Declaration) -> None:
+    """Make it, unless it is there. Raises BrokerError if it is there, but not like that."""
     from aiormq.exceptions import ChannelPreconditionFailed
 
     arguments = dict(declaration.arguments(link.server_version))
@@ -92,26 +86,20 @@ async def _ensure_dead_letter_exchange(link: Link, name: str) -> None:
     await channel.close()
 
 
-async def _probe(link: Link, queue: str) -> None:
-    """Ask with a declaration that can never succeed, so that nothing is made by asking.
+async def refuse_unfit(link: Link, queue: str) -> None:
+    """Raises BrokerError for an existing queue that loses messages with its consumer, or is a stream.
 
+    Asks with a declaration that can never succeed, so that nothing is made by asking.
     An existing queue answers with the first thing that differs (auto-delete comes before arguments); for one that does
     not exist, no queue can have an expiry of 0. Who may not declare may still consume: then there is only the name.
     """
-    from aiormq.exceptions import (
-        ChannelAccessRefused,
-        ChannelLockedResource,
-        ChannelPreconditionFailed,
-    )
+    from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
     channel = await link.channel()
     try:
         await channel.queue_declare(queue, durable=True, arguments={"x-expires": 0}, timeout=ANSWER)
     except ChannelAccessRefused:
         return
-    except ChannelLockedResource as error:
-        msg = f"queue {queue!r} is exclusive to another connection and ends with it; use a durable one"
-        raise BrokerError(msg) from error
     except ChannelPreconditionFailed as error:
         if "arg 'auto_delete'" in str(error):
             msg = f"queue {queue!r} is deleted when its consumer is away, and what is in it is lost; use a durable one"

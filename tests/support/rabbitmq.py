@@ -10,8 +10,8 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import aio_pika
@@ -29,7 +29,11 @@ T = TypeVar("T")
 VARIABLE = "EDDA_TEST_RABBITMQ_URL"
 
 _IMAGE = "rabbitmq:4-management"
-_USER = {"RABBITMQ_DEFAULT_USER": "edda", "RABBITMQ_DEFAULT_PASS": "edda"}
+_ENVIRONMENT = {
+    "RABBITMQ_DEFAULT_USER": "edda",
+    "RABBITMQ_DEFAULT_PASS": "edda",
+    "RABBITMQ_NODENAME": "rabbit@localhost",  # rabbitmqctl finds it by this
+}
 
 
 def server_url() -> str:
@@ -66,7 +70,9 @@ class Broker:
             self._connection = await aio_pika.connect(self.url)
         return await self._connection.channel(on_return_raises=True)
 
-    async def queue(self, kind: str = "classic", name: str | None = None, **arguments: Any) -> str:
+    async def queue(
+        self, kind: str = "classic", name: str | None = None, arguments: Mapping[str, Any] = {}
+    ) -> str:
         """A durable queue."""
         name = name or self.name("queue")
         channel = await self.channel()
@@ -180,6 +186,17 @@ class OwnBroker(Broker):
         """As it ends."""
         await self.control("start_app")
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It holds every connection and answers nothing."""
+        with closing(docker.from_env()) as client:
+            container = client.containers.get(self._container)
+            container.pause()
+            try:
+                yield
+            finally:
+                container.unpause()
+
     def _control(self, arguments: tuple[str, ...]) -> str:
         with closing(docker.from_env()) as client:
             found = client.containers.get(self._container)
@@ -233,7 +250,7 @@ def _known(server: str) -> dict[str, str]:
 def _start() -> dict[str, str]:
     image = os.environ.get("EDDA_TEST_RABBITMQ_IMAGE", _IMAGE)
     try:
-        started = containers.start(image, 5672, environment=_USER)
+        started = containers.start(image, 5672, environment=_ENVIRONMENT)
         url = f"amqp://edda:edda@{started.host}:{started.port}/"
         run_apart(lambda: _wait_until_it_serves(url, started.id))
     except Exception as error:
