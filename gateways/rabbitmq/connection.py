@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Seconds between heartbeats, unless the URL says otherwise (``?heartbeat=``): a dead peer is noticed within a minute.
 _HEARTBEAT = 20
 
+#: Seconds that opening a channel may take.
+_OPENING = 10.0
+
 #: Seconds that closing may take: the broker is asked politely, and then left.
 _CLOSING = 3.0
 
@@ -75,7 +78,8 @@ class Link:
 
     async def channel(self) -> aiormq.Channel:
         """A channel that confirms what is published, and raises for what cannot be routed."""
-        channel = await self._connection.channel(on_return_raises=True)
+        async with asyncio.timeout(_OPENING):
+            channel = await self._connection.channel(on_return_raises=True)
         return cast("aiormq.Channel", channel)
 
     async def close(self) -> None:
@@ -83,8 +87,8 @@ class Link:
         try:
             async with asyncio.timeout(_CLOSING):
                 await self._connection.close(ConnectionError("closed by this side"))
-        except Exception:  # noqa: BLE001, there is nothing more to be done about it
-            return
+        except Exception:  # noqa: BLE001, it is over in any case
+            self._wire.cut()
 
 
 async def connect(url: str, name: str, within: float) -> Link:

@@ -132,7 +132,7 @@ class RabbitMQGateway:
         """See the contract. A batch whose transaction does not end within 10 s is given back to the broker."""
         for consumer in self._consumers:
             consumer.stop()
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
     def health(self) -> Health:

@@ -51,12 +51,18 @@ class Wire:
         self.blocked: str | None = None
         self.closed: str | None = None
         self._stream: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
         self._frame = b""
         self._key: bytes | None = None  # the broken one of the delivery whose properties come next
 
-    def attach(self, stream: asyncio.StreamReader) -> None:
+    def attach(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read from there."""
-        self._stream = stream
+        self._stream, self._writer = stream, writer
+
+    def cut(self) -> None:
+        """End the connection without a word."""
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     def at_eof(self) -> bool:
         """As of a stream."""
@@ -149,5 +155,5 @@ class Transport(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[Any, asyncio.StreamWriter]:
         """See aiormq."""
         stream, writer = await self._opener.create(url, **kwargs)
-        self._wire.attach(stream)
+        self._wire.attach(stream, writer)
         return self._wire, writer
