@@ -59,7 +59,9 @@ class Link:
         if not self.lost.done() or self.lost.cancelled():
             return "the connection was closed"
         error = self.lost.exception()
-        return "the connection was closed" if error is None else told(error)
+        if error is None or isinstance(error, asyncio.CancelledError):
+            return "the connection was closed, or its heartbeats went unanswered"
+        return told(error)
 
     @property
     def server_version(self) -> tuple[int, ...]:
@@ -87,8 +89,10 @@ class Link:
         try:
             async with asyncio.timeout(_CLOSING):
                 await self._connection.close(ConnectionError("closed by this side"))
-        except Exception:  # noqa: BLE001, it is over in any case
+        except (Exception, asyncio.CancelledError):
             self._wire.cut()
+            if is_cancelled():
+                raise
 
 
 async def connect(url: str, name: str, within: float) -> Link:
@@ -127,6 +131,16 @@ def is_of_broker(error: BaseException) -> bool:
     from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
     return isinstance(error, (AMQPError, ChannelInvalidStateError, OSError))
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled this task.
+
+    If not, a CancelledError only says that the connection is over: the library throws one at whoever waits when its
+    heartbeats go unanswered.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def check_url(who: str, url: str) -> None:

@@ -9,7 +9,15 @@ import asyncio
 import logging
 
 from edda.inbox.accept import Inbox
-from gateways.rabbitmq.connection import BrokerError, Link, client_name, connect, is_of_broker, told
+from gateways.rabbitmq.connection import (
+    BrokerError,
+    Link,
+    client_name,
+    connect,
+    is_cancelled,
+    is_of_broker,
+    told,
+)
 from gateways.rabbitmq.session import Session, Settings, State
 from gateways.rabbitmq.topology import ANSWER, declare_queue, message_count, refuse_unfit
 
@@ -37,6 +45,10 @@ class Consumer:
                 reason = await self._session()
             except BrokerError as error:
                 reason = str(error)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                reason = "the connection was lost"
             except Exception as error:  # whatever it is, the messages are still there
                 log.exception("gateway_failed", extra={"gateway": self._settings.name, "queue": self.queue})
                 reason = told(error)

@@ -260,7 +260,7 @@ class Session:
                 if not is_of_broker(error):
                     raise
                 return f"queue {self._queue!r} cannot be looked at: {told(error)}"
-            if not state.waiting or state.held or self._settings.single_active:
+            if not state.waiting or state.held > state.unstorable or self._settings.single_active:
                 since = _now()
                 state.pauses.succeeded()
             since = max(since, self._last_delivery)

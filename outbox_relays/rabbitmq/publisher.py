@@ -19,6 +19,7 @@ from gateways.rabbitmq.connection import (
     check_library,
     check_url,
     client_name,
+    is_cancelled,
     is_of_broker,
     told,
 )
@@ -46,7 +47,7 @@ class RabbitMQPublisher(Route):
     """One exchange (or, by the default exchange, one queue).
 
     Args:
-        url: ``amqp://user:password@host:5672/vhost``, or ``amqps://``.
+        url: ``amqp://user:password@host:5672/vhost``, or ``amqps://`` (``?cafile=``, ``?certfile=``, ``?keyfile=``).
         exchange: Its name; empty: the default exchange, where the routing key is a queue's name.
         routing_key: A text that may hold ``{type}``, ``{subject}`` and ``{key}`` (the ordering key), or a function of
             the event. Default: the type, when an exchange is given.
@@ -125,10 +126,8 @@ class RabbitMQPublisher(Route):
         except TimeoutError:
             return self._not_answered(sender)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
-            # Nobody cancelled this: the library does so to what waits on a connection that ends.
             return Retry("the connection was lost before the confirm", everything=True)
         except Exception as error:
             if not is_of_broker(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aio_pika
 import aiormq
@@ -11,6 +12,7 @@ import pytest
 
 from edda.storage.contract import Storage
 from gateways.rabbitmq import RabbitMQGateway
+from gateways.rabbitmq.connection import Link
 from gateways.rabbitmq.topology import message_count
 from tests.gateways.rabbitmq import raw
 from tests.gateways.rabbitmq.conftest import StartGateway
@@ -232,6 +234,37 @@ async def test_connection_that_is_cut_again_and_again_loses_nothing(
         await all_stored(lite, *(name for cut in range(5) for name in ids(100, f"r{cut}")))
         await eventually(lambda: gateway.health().lag == 0)
         await nothing_left(gateway, rabbitmq, queue)
+
+
+@pytest.mark.parametrize(
+    "where", ["gateways.rabbitmq.session.message_count", "gateways.rabbitmq.consumer.refuse_unfit"]
+)
+async def test_connection_whose_heartbeats_went_unanswered_is_built_anew(
+    lite: Storage,
+    rabbitmq: Broker,
+    start_gateway: StartGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """The client library then cancels whoever waits for an answer, who must not take that for the end."""
+    waits = asyncio.Event()
+
+    async def unanswered(asked: Any, queue: str) -> None:
+        monkeypatch.undo()
+        channel = await asked.channel() if isinstance(asked, Link) else asked
+        waits.set()
+        await channel.create_future()  # as for every answer of the broker
+
+    monkeypatch.setattr(where, unanswered)
+    queue = await rabbitmq.queue("quorum")
+    gateway = await start_gateway(lite, rabbitmq.url, queue)
+    await asyncio.wait_for(waits.wait(), 10)
+    link = gateway._consumers[0].state.link
+    assert link is not None
+    await link._connection.close(asyncio.CancelledError())
+    await rabbitmq.publish(queue, binary("a"))
+    await all_stored(lite, "a")
+    assert gateway._consumers[0].state.link is not link
 
 
 async def test_channel_that_the_broker_closes_is_built_anew(

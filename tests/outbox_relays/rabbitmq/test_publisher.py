@@ -318,10 +318,13 @@ async def test_broker_without_memory_rests_the_destination_within_the_timeout_an
         await own_rabbitmq.control("set_vm_memory_high_watermark", "0")
         try:
             begun = time.monotonic()
-            first = await publish(publisher, event("b"))
+            waits = asyncio.create_task(publish(publisher, event("b")))
+            await eventually(lambda: publisher._sender is not None and publisher._sender.blocked)
+            async with asyncio.timeout(0.3):  # nothing more is sent into it
+                second = await publish(publisher, event("c"))
+            first = await waits
             assert time.monotonic() - begun < 1.0
-            # Of the next connection, too: it is blocked by its first message.
-            second = await publish(publisher, event("b"))
+            # The next connection, too: it is blocked by its first message.
             third = await publish(publisher, event("b"))
         finally:
             await own_rabbitmq.control("set_vm_memory_high_watermark", "0.6")
