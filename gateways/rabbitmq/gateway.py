@@ -42,8 +42,8 @@ class RabbitMQGateway:
     RabbitMQ itself deletes with their consumer are refused, as are streams.
 
     Args:
-        url: ``amqp://user:password@host:5672/vhost``, or ``amqps://`` (``?cafile=``, ``?certfile=``, ``?keyfile=``). Tried
-            again for ever, with backoff.
+        url: ``amqp://user:password@host:5672/vhost``, or ``amqps://`` (``?cafile=``, ``?certfile=``, ``?keyfile=``).
+            Tried again for ever, with backoff.
         queues: Their names; each gets a connection of its own.
         name: Unique in one app, shown in ``/readyz``. Default: ``rabbitmq:`` and the queues.
         mapping: Makes events of messages that are no CloudEvents; ``delivery.key`` is the routing key. A message has a
