@@ -261,10 +261,10 @@ async def test_server_that_never_answers_takes_no_longer_than_the_timeout() -> N
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         url = f"amqp://a:b@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        async with opened(url, routing_key="q", publish_timeout=0.4) as publisher:
+        async with opened(url, routing_key="q", publish_timeout=1.0) as publisher:
             begun = time.monotonic()
             confirm = await publish(publisher)
-            assert time.monotonic() - begun < 0.4
+            assert time.monotonic() - begun < 1.0
     assert isinstance(confirm, Retry)
     assert confirm.everything
 
@@ -320,10 +320,10 @@ async def test_broker_without_memory_rests_the_destination_within_the_timeout_an
             begun = time.monotonic()
             waits = asyncio.create_task(publish(publisher, event("b")))
             await eventually(lambda: publisher._sender is not None and publisher._sender.blocked)
-            async with asyncio.timeout(0.3):  # nothing more is sent into it
+            async with asyncio.timeout(0.6):  # nothing more is sent into it
                 second = await publish(publisher, event("c"))
             first = await waits
-            assert time.monotonic() - begun < 1.0
+            assert time.monotonic() - begun < 3.0
             # The next connection, too: it is blocked by its first message.
             third = await publish(publisher, event("b"))
         finally:
