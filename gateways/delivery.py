@@ -93,6 +93,8 @@ def letter(delivery: Delivery, reason: str, position: int | None = None) -> NewD
         headers.insert(0, ("edda-key", base64.b64encode(delivery.key).decode()))
     if delivery.content_type is not None:
         headers.insert(0, ("content-type", base64.b64encode(delivery.content_type.encode()).decode()))
+    # A mapping's error may say anything, and is stored as text.
+    told = "".join(char if char.isprintable() else " " for char in reason)
     return NewDeadLetter(
-        delivery.origin, delivery.body or b"", to_json(headers), reason, delivery.attempts, position
+        delivery.origin, delivery.body or b"", to_json(headers), told, delivery.attempts, position
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edda.errors import StorageError
+from edda.errors import StorageDataError, StorageError
 from edda.inbox.accept import Accepted, Inbox, Positioned
 from edda.storage.rows import NewDeadLetter, PositionAdvance
 
@@ -69,12 +69,15 @@ async def accept_until_stored(
 ) -> Accepted:
     """Hand a batch in until the database has it: nothing else can be done with it, and a repeat changes nothing.
 
-    Cancelled, its outcome is unknown: the broker then delivers it again.
+    Cancelled, its outcome is unknown: the broker then delivers it again. Raises StorageDataError if the database
+    refuses a dead letter (larger than it takes, say), which no repeat changes; the events may be stored by then.
     """
     pause = _FIRST_PAUSE
     while True:
         try:
             return await inbox.accept_batch(items, positions, poison)
+        except StorageDataError:
+            raise
         except StorageError as error:
             log.warning("gateway_waits_for_database", extra={"gateway": who, "error": str(error)})
             await asyncio.sleep(pause)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import run, servers
 from tests.support.databases import KINDS, Database, Kind, temporary_database
+from tests.support.rabbitmq import own_rabbitmq, rabbitmq  # noqa: F401, fixtures
 
 _owns_the_run = pytest.StashKey[bool]()
 

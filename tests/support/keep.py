@@ -8,7 +8,7 @@ import os
 import sys
 from typing import get_args
 
-from tests.support import run, servers
+from tests.support import rabbitmq, run, servers
 from tests.support.servers import ServerKind
 
 
@@ -16,11 +16,15 @@ def _main() -> None:
     kinds: tuple[ServerKind, ...] = get_args(ServerKind)
     for kind in kinds:
         os.environ.pop(servers.variable(kind), None)
+    os.environ.pop(rabbitmq.VARIABLE, None)
     run.join_kept()
     if sys.argv[1:] == ["stop"]:
         _stop()
         return
-    if not all(servers.serves(servers.admin_url(kind)) for kind in kinds if _was_started(kind)):
+    if not (
+        all(servers.serves(servers.admin_url(kind)) for kind in kinds if _was_started(kind))
+        and (not _was_started("rabbitmq") or rabbitmq.serves(rabbitmq.server_url()))
+    ):
         _stop()  # the machine or the container engine was restarted
         run.join_kept()
     for kind in kinds:
@@ -28,9 +32,13 @@ def _main() -> None:
             print(f"export {servers.variable(kind)}={servers.admin_url(kind)}")
         except servers.UnavailableError as error:
             print(error, file=sys.stderr)
+    try:
+        print(f"export {rabbitmq.VARIABLE}={rabbitmq.server_url()}")
+    except servers.UnavailableError as error:
+        print(error, file=sys.stderr)
 
 
-def _was_started(kind: ServerKind) -> bool:
+def _was_started(kind: str) -> bool:
     return (run.directory() / f"{kind}.json").exists()
 
 
