@@ -7,10 +7,15 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import run, servers
 from tests.support.databases import KINDS, Database, Kind, temporary_database
 from tests.support.rabbitmq import own_rabbitmq, rabbitmq  # noqa: F401, fixtures
+
+# Machines that do much at once are slow, and that is no finding.
+settings.register_profile("edda", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edda")
 
 _owns_the_run = pytest.StashKey[bool]()
 

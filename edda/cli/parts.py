@@ -52,7 +52,7 @@ def publishers_of(section: RelaySection) -> list[Publisher]:
     return found
 
 
-def _built(cls: type[Any], table: Table, where: str) -> Any:
+def _built(kind: Any, table: Table, where: str) -> Any:
     """The part, its arguments checked against its signature."""
     config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
     given = {
@@ -60,8 +60,8 @@ def _built(cls: type[Any], table: Table, where: str) -> Any:
         for name, value in table.items()
     }
     try:
-        part = cls.__new__(cls)
-        validate_call(config=config)(cls.__init__)(part, **given)
+        part = object.__new__(kind)
+        validate_call(config=config)(kind.__init__)(part, **given)
     except ValidationError as error:
         raise ConfigurationError(f"[[{where}]]: {told(error)}") from None
     return part

