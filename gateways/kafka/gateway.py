@@ -78,6 +78,7 @@ class KafkaGateway:
         self._start = start
         self._batch = batch
         self._stall_after = stall_after
+        self._session_timeout = session_timeout
         self._consumer: dict[str, Any] = {
             **self._client,
             "group_id": group_id,
@@ -163,7 +164,7 @@ class KafkaGateway:
             self._member = member
             tasks = [
                 loop.create_task(member.read(self._stopping)),
-                loop.create_task(watch(member, self._stall_after)),
+                loop.create_task(watch(member, self._stall_after, self._session_timeout)),
             ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -19,6 +19,7 @@ from edda.storage.rows import PositionAdvance
 from gateways.gateway import accept_until_stored
 from gateways.kafka.batch import Place, Source, bound, take
 from gateways.kafka.commits import Commits
+from gateways.kafka.lenient import read_leniently
 
 log = logging.getLogger("edda.gateway.kafka")
 
@@ -152,7 +153,11 @@ class Member:
 
     async def _poll(self) -> dict[Place, list[Any]]:
         """Records by partition: of those alone whose position is known."""
-        from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+        from aiokafka.errors import (
+            CorruptRecordException,
+            NoOffsetForPartitionError,
+            OffsetOutOfRangeError,
+        )
 
         try:
             # Not inside wait_for or timeout(): a cancelled getmany leaves a counter behind, and the library believes for
@@ -162,12 +167,11 @@ class Member:
             return {}  # of one that is not placed yet
         except OffsetOutOfRangeError as error:
             for place, offset in error.args[0].items():
-                await self._stop(place, offset)
+                await self._stop(place, offset, "is not there any more (or not yet)")
             return {}
-        except (KafkaError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001, what the library cannot parse must not stop it for ever
-            return await self._around(error)
+        except (CorruptRecordException, ValueError) as error:
+            await self._around(error)
+            return {}
         finally:
             self.polled_at = time.monotonic()
         return {place: list(records) for place, records in fetched.items() if place in self.stored}
@@ -195,43 +199,27 @@ class Member:
                 self.stored[place] = batch.positions[index].next_offset
                 self._commits.note(place, self.stored[place])
 
-    async def _around(self, error: Exception) -> dict[Place, list[Any]]:
-        """A record that the library cannot parse: hand out one by one what comes before it, then step over it.
+    async def _around(self, error: Exception) -> None:
+        """The library cannot parse a record, and does not say of which partition: read one step of each in another way."""
+        from aiokafka.errors import CorruptRecordException
 
-        The library does not say which partition it is in. The record's bytes cannot be had; it is still in its topic.
-        """
-        for place in list(self.stored):
-            self._consumer.seek(place, self.stored[place])  # what was handed out with the error is lost otherwise
+        log.warning("kafka_record_unreadable", extra={"gateway": self._who, "error": str(error)})
         for place in list(self.stored):
             assignments = self._assignments
-            while self._consumer.highwater(place) != await self._consumer.position(place):
-                try:
-                    found = await self._consumer.getmany(place, timeout_ms=1_000, max_records=1)
-                except Exception as again:  # noqa: BLE001, the one that was looked for
-                    await self._step_over(place, again)
-                    return {}
-                if assignments != self._assignments or not found:
-                    break
-                await self._accept({place: list(found[place])})
-        raise error
-
-    async def _step_over(self, place: Place, error: Exception) -> None:
-        from gateways.delivery import Delivery, letter
-
-        offset = self.stored[place]
-        origin = f"kafka:{self._source.cluster}/{place[0]}/{place[1]}@{offset}"
-        reason = (
-            f"the record at this offset (or the next that is there) cannot be parsed: {type(error).__name__}: {error}. "
-            "Its bytes are not here; read them from the topic"
-        )
-        kept = letter(Delivery(origin, place[0], None), reason, 0)
-        advance = self._source.advance(place, offset, offset + 1)
-        await self._while_polling(
-            lambda: accept_until_stored(self._inbox, (), [advance], [kept], who=self._who)
-        )
-        log.error("kafka_record_unreadable", extra=self._place_extra(place, offset))
-        if place in self.stored:
-            self._go_to(place, offset + 1)
+            try:
+                records = await read_leniently(self._consumer, place, self.stored[place])
+            except CorruptRecordException as corrupt:
+                await self._stop(place, self.stored[place], f"cannot be read: {corrupt}")
+                continue
+            while records and assignments == self._assignments:
+                fetched = {place: records}
+                await self._accept(fetched)
+                records = fetched.get(place, [])
+            if assignments != self._assignments:
+                return
+            # From there, also where the library has handed out records together with its error, which are lost.
+            if place in self.stored:
+                self._consumer.seek(place, self.stored[place])
 
     # ------------------------------------------------------------------ positions
 
@@ -319,15 +307,15 @@ class Member:
         if self.waits_since is None:
             self._consumer.resume(place)
 
-    async def _stop(self, place: Any, offset: int) -> None:
+    async def _stop(self, place: Any, offset: int, why: str) -> None:
         """What this partition should go on with is not there. To go on elsewhere would skip it in silence."""
         self.stored.pop(place, None)
         self._consumer.pause(place)
         topic, partition = place
         at = f"{self._source.cluster!r}, {self._source.group!r}, {topic!r}, {partition}"
         reason = (
-            f"{topic}/{partition} is stopped: its next record, {offset}, is not there any more (or not yet). Find out "
-            f"what is lost, then say where it goes on: await app.store.seek_source({at}, <offset>)"
+            f"{topic}/{partition} is stopped: its next record, {offset}, {why}. Find out what is lost, then say "
+            f"where it goes on: await app.store.seek_source({at}, <offset>)"
         )
         self.stopped[place] = (offset, reason)
         begins = await self._consumer.beginning_offsets([place])

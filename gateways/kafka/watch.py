@@ -25,10 +25,11 @@ class Changed(Exception):  # noqa: N818, no error
     """The member must join again, because what it reads has changed."""
 
 
-async def watch(member: Member, stall_after: float) -> None:
+async def watch(member: Member, stall_after: float, rebalance: float) -> None:
     """Until there is a reason to make the consumer anew: raises StalledError or Changed.
 
-    Tells the member its lag. A member that waits for the database does not stall.
+    Tells the member its lag. A member that waits for the database does not stall, nor does one whose group agrees anew
+    (for at most ``rebalance`` seconds) on who reads what.
     """
     from aiokafka.errors import KafkaError
 
@@ -41,7 +42,7 @@ async def watch(member: Member, stall_after: float) -> None:
             still.clear()
             answered = now
             continue
-        if now - member.polled_at > stall_after:
+        if now - member.polled_at > stall_after + rebalance:
             raise StalledError(f"the client library has not answered for {now - member.polled_at:.0f} s")
         try:
             async with asyncio.timeout(stall_after):

@@ -86,6 +86,12 @@ def restart(id: str) -> None:
         client.containers.get(id).restart(timeout=10)
 
 
+def remove(id: str) -> None:
+    """Remove one container of this run."""
+    with closing(docker.from_env()) as client:
+        _remove(client.containers.get(id))
+
+
 def remove_all() -> None:
     """Remove all containers of this run; costs nothing when none was started."""
     if (run.directory() / _MARK).exists():

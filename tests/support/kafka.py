@@ -14,11 +14,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from tests.support import containers, run
@@ -44,27 +44,23 @@ class Kafka:
     bootstrap: str
     sasl: str | None = None
     container: str | None = None
-    _made: list[str] = field(default_factory=list)
 
-    async def topic(self, partitions: int = 1, **config: str) -> str:
+    async def topic(self, partitions: int = 1, *, name: str | None = None, **config: str) -> str:
         """A topic that no other test has; settings with ``_`` for ``.``."""
-        name = f"t-{uuid.uuid4().hex[:12]}"
+        name = name or new_name("t")
         settings = {key.replace("_", "."): value for key, value in config.items()}
         async with self._admin() as admin:
             await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
         await eventually(lambda: self._has(name, partitions))
-        self._made.append(name)
         return name
 
-    async def delete_topics(self, *names: str) -> None:
-        """Delete topics; without names all that this object has made."""
+    async def delete(self, topic: str) -> None:
+        """Delete a topic."""
         async with self._admin() as admin:
-            await admin.delete_topics(list(names or self._made))
+            await admin.delete_topics([topic])
 
     async def delete_records(self, topic: str, before: int, partition: int = 0) -> None:
         """As retention does it: what is older than this offset is gone."""
-        from aiokafka.admin.records_to_delete import RecordsToDelete
-
         async with self._admin() as admin:
             await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before)})
 
@@ -121,6 +117,25 @@ class Kafka:
             [answer] = await admin.describe_consumer_groups([group])
             return len(answer.groups[0][5])
 
+    async def add_partitions(self, topic: str, total: int) -> None:
+        """Give a topic more partitions."""
+        async with self._admin() as admin:
+            await admin.create_partitions({topic: NewPartitions(total_count=total)})
+        await eventually(lambda: self._has(topic, total))
+
+    async def rewind(self, group: str, topic: str, offset: int = 0) -> None:
+        """Set what a group without members has committed in Kafka, as the command line tools do."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, group_id=group, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(topic, at) for at in await self.committed(group, topic)]
+            consumer.assign(partitions)
+            await consumer.commit(dict.fromkeys(partitions, offset))
+        finally:
+            await consumer.stop()
+
     async def _has(self, topic: str, partitions: int) -> bool:
         async with self._admin() as admin:
             [found] = await admin.describe_topics([topic])
@@ -135,6 +150,11 @@ class Kafka:
             yield admin
         finally:
             await admin.close()
+
+
+def new_name(prefix: str) -> str:
+    """A name (of a topic, a group) that nobody else has."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
 def bootstrap() -> str:
@@ -173,13 +193,19 @@ def serves(address: str) -> bool:
     return True
 
 
-def start_own(*, keeps_data: bool = True) -> Kafka:
+def start_own() -> Kafka:
     """A broker for one test, which may stop it. Raises UnavailableError where there is no container engine."""
     try:
-        return Kafka(**_from_container(keeps_data=keeps_data))
+        return Kafka(**_from_container(keeps_data=True))
     except Exception as error:
         msg = f"this test stops its broker, and needs a container for that: {type(error).__name__}: {error}"
         raise UnavailableError(msg) from error
+
+
+def remove(broker: Kafka) -> None:
+    """Remove a broker that ``start_own`` has started."""
+    assert broker.container is not None
+    containers.remove(broker.container)
 
 
 def _start() -> dict[str, str]:
