@@ -169,6 +169,9 @@ class KafkaGateway:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        except Exception as error:
+            self._trouble = f"{type(error).__name__}: {error}"  # told while it leaves
+            raise
         finally:
             for task in tasks:
                 task.cancel()

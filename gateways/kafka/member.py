@@ -117,7 +117,7 @@ class Member:
                 await self._commits.last()
                 await self._consumer.stop()
                 return
-        await self._consumer._client.close()  # noqa: SLF001, stop() hangs where it waits for the group
+        await _abandon(self._consumer)
 
     def assigned(self, partitions: Collection[Any]) -> None:
         """The group has spoken: these, and no others. Nothing is read of them before their positions are known."""
@@ -186,7 +186,7 @@ class Member:
                 self._inbox, batch.items, batch.positions, batch.poison, who=self._who
             )
         )
-        self.on_accepted(sum(map(len, records.values())))
+        self.on_accepted(sum(len(records[place]) for at, place in enumerate(batch.places) if at not in stale))
         if assignments != self._assignments:
             fetched.clear()  # who goes on with them reads their position anew
             return
@@ -389,6 +389,22 @@ class Member:
 
     def _place_extra(self, place: Place, offset: int) -> dict[str, object]:
         return {"gateway": self._who, "topic": place[0], "partition": place[1], "offset": offset}
+
+
+async def _abandon(consumer: Any) -> None:
+    """End what is left of a consumer whose ``stop`` waits for a group that does not answer."""
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001, there is no public way
+    tasks = [
+        getattr(coordinator, name, None)
+        for name in ("_coordination_task", "_heartbeat_task", "_commit_refresh_task")
+    ]
+    pending = [task for task in tasks if task is not None]
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    if fetcher is not None:
+        await fetcher.close()
+    await consumer._client.close()  # noqa: SLF001
 
 
 def _listener(member: Member) -> Any:

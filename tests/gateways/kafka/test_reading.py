@@ -176,10 +176,10 @@ async def test_stopping_leaves_the_group_and_tells_kafka_how_far_it_came(
 async def test_a_gateway_reads_from_any_broker_that_speaks_kafka(
     lite: Storage, make_gateway: MakeGateway
 ) -> None:
-    with mock_cluster() as (mock, _):
+    with mock_cluster() as (mock, _):  # whose members must have the patience of its three seconds
         topic = new_name("t")
         await mock.send(topic, *many(20))
-        gateway = await make_gateway(lite, topic, bootstrap_servers=mock.bootstrap)
+        gateway = await make_gateway(lite, topic, bootstrap_servers=mock.bootstrap, session_timeout=10.0)
         await reads(gateway, 4)
         assert len(await accepted(lite, 20)) == 20
         await gateway.stop()
