@@ -49,7 +49,7 @@ def client_settings(
         msg = f"{who}: security_protocol={protocol!r} needs ssl_context, for example ssl.create_default_context()"
         raise ConfigurationError(msg)
     _check_sasl(who, protocol, options)
-    return {**options, "bootstrap_servers": servers}
+    return {"security_protocol": protocol, "sasl_mechanism": "PLAIN", **options, "bootstrap_servers": servers}
 
 
 def _is_address(server: str) -> bool:

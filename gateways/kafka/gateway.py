@@ -157,6 +157,7 @@ class KafkaGateway:
             self._consumer, self._topics, self._source, inbox, start=self._start, batch=self._batch, who=self.name
         )
         member.on_accepted = self._count
+        member.on_assigned = self._recovered
         loop = asyncio.get_running_loop()
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -182,6 +183,8 @@ class KafkaGateway:
     def _count(self, records: int) -> None:
         self.accepted += records
         self._accepted_at = time.monotonic()
+
+    def _recovered(self) -> None:
         self._trouble = None
 
     async def _tell(self, error: Exception) -> None:

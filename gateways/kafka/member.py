@@ -86,6 +86,7 @@ class Member:
         self._assignments = 0
         self._looked_at = 0.0
         self._missing: list[str] = []
+        self.on_assigned: Callable[[], None] = lambda: None
         self.on_accepted: Callable[[int], None] = lambda _: None
         self.stored: dict[Place, int] = {}
         self.stopped: dict[Place, tuple[int, str]] = {}
@@ -126,6 +127,7 @@ class Member:
         self.stopped.clear()
         self._fresh = set(partitions)
         self._consumer.pause(*self._fresh)
+        self.on_assigned()
         log.info(
             "kafka_partitions_assigned",
             extra={"gateway": self._who, "partitions": sorted(f"{t}/{p}" for t, p in self._fresh)},

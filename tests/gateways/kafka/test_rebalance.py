@@ -26,14 +26,12 @@ async def test_gateways_that_come_and_go_lose_and_double_nothing(
     sent = 0
     for step in ("two", "three", "one less", "two less"):
         await kafka.send(topic, *many(150, step))
-        sent += 150
         if step in {"two", "three"}:
             gateways.append(await make_gateway(store, topic))
         else:
-            await gateways[sent // 150 - 3].stop()
+            await gateways[step == "two less"].stop()
         await kafka.send(topic, *many(150, f"{step}, changed"))
-        sent += 150
-        await eventually(lambda: sum(gateway.accepted for gateway in gateways) >= sent // 2)
+        sent += 300
     found = await accepted(store, sent)
     assert len(set(found)) == sent
     # Each record's step of its position was made once: what a gateway had in hand when it lost a partition left no trace.
@@ -52,7 +50,7 @@ async def test_batch_of_a_frozen_gateway_comes_too_late_and_leaves_no_trace(
     topic = await kafka.topic()
     await kafka.send(topic, *many(50))
     with spawn(PROGRAM, database.url, kafka.bootstrap, topic, group, "before") as zombie:
-        await zombie.line("frozen")
+        await zombie.line("^frozen$")
         await make_gateway(store, topic)  # takes over when the group misses the frozen one
         before = await accepted(store, 50)
         zombie.resume()
@@ -70,7 +68,7 @@ async def test_gateway_killed_between_accept_and_offset_commit_loses_and_doubles
     topic = await kafka.topic()
     await kafka.send(topic, *many(50))
     with spawn(PROGRAM, database.url, kafka.bootstrap, topic, group, "after") as victim:
-        await victim.line("frozen")
+        await victim.line("^frozen$")
         victim.kill()
     before = await accepted(store, 50)
     assert await kafka.committed(group, topic) == {}
@@ -86,7 +84,7 @@ async def test_gateway_killed_before_its_accept_loses_nothing(
     topic = await kafka.topic()
     await kafka.send(topic, *many(50))
     with spawn(PROGRAM, sqlite_database.url, kafka.bootstrap, topic, group, "before") as victim:
-        await victim.line("frozen")
+        await victim.line("^frozen$")
         victim.kill()
     assert await ids(lite) == []
     await make_gateway(lite, topic)
