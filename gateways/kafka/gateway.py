@@ -169,6 +169,8 @@ class KafkaGateway:
             ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                if task.cancelled():  # not by us: we would be cancelled, too
+                    raise StalledError("the client library has cancelled the reader")
                 task.result()
         except Exception as error:
             self._trouble = f"{type(error).__name__}: {error}"  # told while it leaves

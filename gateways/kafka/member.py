@@ -8,7 +8,6 @@ batch that comes too late (its partition has another owner by now) finds another
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from edda.inbox.accept import Inbox
 from edda.storage.rows import PositionAdvance
 from gateways.gateway import accept_until_stored
+from gateways.kafka.apart import ended
 from gateways.kafka.batch import Place, Source, bound, take
 from gateways.kafka.commits import Commits
 from gateways.kafka.lenient import read_leniently
@@ -113,12 +113,12 @@ class Member:
 
     async def leave(self) -> None:
         """Commit what is accepted, leave the group, disconnect; a Kafka that does not answer is not waited for long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
-                await self._commits.last()
-                await self._consumer.stop()
-                return
-        await _abandon(self._consumer)
+        if not await ended(self._let_go(), _LEAVE_SECONDS):
+            await ended(_abandon(self._consumer), _LEAVE_SECONDS)
+
+    async def _let_go(self) -> None:
+        await self._commits.last()
+        await self._consumer.stop()
 
     def assigned(self, partitions: Collection[Any]) -> None:
         """The group has spoken: these, and no others. Nothing is read of them before their positions are known."""

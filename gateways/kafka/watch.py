@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gateways.kafka.batch import Place
     from gateways.kafka.member import Member
 
-#: Seconds between two looks, at most.
+#: Seconds between two looks, at most, and for one.
 _LOOK = 5.0
 
 
@@ -45,7 +45,7 @@ async def watch(member: Member, stall_after: float, rebalance: float) -> None:
         if now - member.polled_at > stall_after + rebalance:
             raise StalledError(f"the client library has not answered for {now - member.polled_at:.0f} s")
         try:
-            async with asyncio.timeout(stall_after):
+            async with asyncio.timeout(min(_LOOK, stall_after)):
                 lags = await member.look()
         except (KafkaError, TimeoutError) as error:
             member.trouble = f"Kafka does not answer: {type(error).__name__}: {error}"

@@ -9,10 +9,11 @@ batch that fails.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+from gateways.kafka.apart import ended
 
 _STOP_SECONDS = 2.0
 
@@ -108,14 +109,11 @@ class Line:
         """Let go of it: at once, if something is in flight."""
         self.close_soon(self._abort if self._in_flight else self._stop)
         if self._closing is not None:
-            await self._closing
+            await asyncio.wait([self._closing])
 
     async def _stop(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self._producer.stop()
-                return
-        await self._abort()
+        if not await ended(self._producer.stop(), _STOP_SECONDS):
+            await self._abort()
 
     async def _abort(self) -> None:
         """End it without sending anything more: ``stop`` would first send all that is left."""
@@ -137,6 +135,4 @@ class Line:
             await asyncio.wait([sender], timeout=0.05)
         if sender is not None:
             await asyncio.gather(sender, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await producer.client.close()
+        await ended(producer.client.close(), _STOP_SECONDS)
