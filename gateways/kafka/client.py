@@ -39,7 +39,9 @@ def client_settings(
         msg = f"{who}: bootstrap_servers is host:port, or several, for example 'kafka-1:9092,kafka-2:9092'"
         raise ConfigurationError(msg)
     if unknown := set(options) - ClientOptions.__optional_keys__:
-        msg = f"{who}: unknown settings {sorted(unknown)}; there are {sorted(ClientOptions.__optional_keys__)}"
+        msg = (
+            f"{who}: unknown settings {sorted(unknown)}; there are {sorted(ClientOptions.__optional_keys__)}"
+        )
         raise ConfigurationError(msg)
     protocol = options.get("security_protocol", "PLAINTEXT")
     if protocol not in _PROTOCOLS:

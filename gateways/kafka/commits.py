@@ -49,5 +49,7 @@ class Commits:
             return
         try:
             await self._consumer.commit(offsets)
-        except KafkaError as error:  # a rebalance, usually: the next owner reads the position from the database
+        except (
+            KafkaError
+        ) as error:  # a rebalance, usually: the next owner reads the position from the database
             log.debug("kafka_offsets_not_committed", extra={"error": f"{type(error).__name__}: {error}"})

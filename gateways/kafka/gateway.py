@@ -124,6 +124,8 @@ class KafkaGateway:
         """See the contract."""
         if self._task is None:
             return Health(healthy=False, detail="not started")
+        if self._task.done():
+            return Health(healthy=False, detail="ended by itself; see the log")
         idle = time.monotonic() - max(self._started_at, self._accepted_at)
         if self._member is None:
             detail = self._trouble or "connecting"
@@ -154,7 +156,13 @@ class KafkaGateway:
 
     async def _membership(self, inbox: Inbox) -> None:
         member = Member(
-            self._consumer, self._topics, self._source, inbox, start=self._start, batch=self._batch, who=self.name
+            self._consumer,
+            self._topics,
+            self._source,
+            inbox,
+            start=self._start,
+            batch=self._batch,
+            who=self.name,
         )
         member.on_accepted = self._count
         member.on_assigned = self._recovered

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from edda.inbox.accept import Inbox
@@ -410,7 +410,7 @@ async def _abandon(consumer: Any) -> None:
 
 
 def _listener(member: Member) -> Any:
-    """aiokafka calls it from a task of its own, and swallows what it raises."""
+    """Aiokafka calls it from a task of its own, and swallows what it raises."""
     from aiokafka import ConsumerRebalanceListener
 
     class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

@@ -37,7 +37,9 @@ def record_of(event: CloudEvent, key: bytes | None, mode: Mode, *, tombstones: b
     if event.datacontenttype is not None:
         headers.append(("content-type", event.datacontenttype.encode()))
     elif event.data is not None:
-        headers.append(("content-type", b"application/json"))  # implied by the JSON format, and made explicit here
+        headers.append(
+            ("content-type", b"application/json")
+        )  # implied by the JSON format, and made explicit here
     if event.data is None:
         return Record(key, None if tombstones or key is None else b"", headers)
     return Record(key, event.data, headers)

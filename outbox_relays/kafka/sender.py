@@ -193,7 +193,10 @@ def _fill(batch: Any, queue: deque[_Parcel], most: int | None) -> list[_Part]:
             continue
         count = 0
         for record in parcel.records[:left]:
-            if batch.append(timestamp=stamp, key=record.key, value=record.value, headers=record.headers) is None:
+            if (
+                batch.append(timestamp=stamp, key=record.key, value=record.value, headers=record.headers)
+                is None
+            ):
                 left = 0
                 break
             count += 1
@@ -228,7 +231,9 @@ def _is_about_a_record(error: Exception) -> bool:
     """Whether the batch was refused for what one of its records is. Unknown errors: Kafka has more than aiokafka knows."""
     from aiokafka.errors import CorruptRecordException, InvalidTimestampError, UnknownError
 
-    return _is_too_large(error) or isinstance(error, CorruptRecordException | InvalidTimestampError | UnknownError)
+    return _is_too_large(error) or isinstance(
+        error, CorruptRecordException | InvalidTimestampError | UnknownError
+    )
 
 
 def _told(error: Exception) -> str:

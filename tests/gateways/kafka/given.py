@@ -20,7 +20,12 @@ Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 def binary(id: str, key: bytes | None = None, body: bytes | None = b"{}", **changes: bytes) -> Record:
     """A record in binary mode; attributes by name."""
-    attributes = {"specversion": b"1.0", "id": id.encode(), "source": b"/shop", "type": b"order.paid"} | changes
+    attributes = {
+        "specversion": b"1.0",
+        "id": id.encode(),
+        "source": b"/shop",
+        "type": b"order.paid",
+    } | changes
     headers = [(f"ce_{name}", value) for name, value in attributes.items()]
     return key, body, [*headers, ("content-type", b"application/json")]
 

@@ -28,7 +28,9 @@ async def test_rubbish_is_kept_whole_as_dead_letters_and_harms_no_neighbour(
 ) -> None:
     topic = await kafka.topic()
     rubbish = [record for record, _ in RUBBISH.values()] + [
-        record for what, record in NO_EVENT.items() if what != "nothing at all"  # which aiokafka does not send
+        record
+        for what, record in NO_EVENT.items()
+        if what != "nothing at all"  # which aiokafka does not send
     ]
     mixed = [one for number, record in enumerate(rubbish) for one in (record, binary(f"e-{number}"))]
     await kafka.send(topic, *mixed)
@@ -146,7 +148,10 @@ async def test_record_whose_headers_name_is_no_text_is_read_all_the_same(
     strange = (_Name("x"), b"1")
     first, second, third, fourth = map(binary, "abcd")
     async with kafka.producer() as producer:
-        for records in ([first, (None, b"{}", [*second[2], strange]), third], [fourth, (b"k", b"no event", [strange])]):
+        for records in (
+            [first, (None, b"{}", [*second[2], strange]), third],
+            [fourth, (b"k", b"no event", [strange])],
+        ):
             batch = producer.create_batch()
             batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, 0, 100_000)
             for key, body, headers in records:

@@ -40,7 +40,9 @@ async def test_gateways_that_come_and_go_lose_and_double_nothing(
     assert sum(positions.values()) == sent
     for key in range(10):  # in order of the partition, whoever reads it
         for step in ("two", "three", "one less", "two less"):
-            numbers = [int(id.split("-")[1]) for id in found if id.startswith(f"{step}-") and id.endswith(str(key))]
+            numbers = [
+                int(id.split("-")[1]) for id in found if id.startswith(f"{step}-") and id.endswith(str(key))
+            ]
             assert numbers == sorted(numbers)
 
 
@@ -63,18 +65,18 @@ async def test_batch_of_a_frozen_gateway_comes_too_late_and_leaves_no_trace(
 
 
 async def test_gateway_killed_between_accept_and_offset_commit_loses_and_doubles_nothing(
-    store: Storage, database: Database, kafka: Kafka, make_gateway: MakeGateway, group: str
+    lite: Storage, sqlite_database: Database, kafka: Kafka, make_gateway: MakeGateway, group: str
 ) -> None:
     topic = await kafka.topic()
     await kafka.send(topic, *many(50))
-    with spawn(PROGRAM, database.url, kafka.bootstrap, topic, group, "after") as victim:
+    with spawn(PROGRAM, sqlite_database.url, kafka.bootstrap, topic, group, "after") as victim:
         await victim.line("^frozen$")
         victim.kill()
-    before = await accepted(store, 50)
+    before = await accepted(lite, 50)
     assert await kafka.committed(group, topic) == {}
-    gateway = await make_gateway(store, topic)
+    gateway = await make_gateway(lite, topic)
     await kafka.send(topic, *many(10, "new"))
-    assert (await accepted(store, 60))[:50] == before
+    assert (await accepted(lite, 60))[:50] == before
     assert gateway.accepted == 10  # the position was in the transaction: nothing was even read twice
 
 

@@ -66,7 +66,9 @@ def test_structured_mode_is_chosen_by_the_content_type_alone() -> None:
 
 
 def test_record_without_a_value_is_an_event_without_data() -> None:
-    assert event_of(binary("a", body=None)) == CloudEvent("a", "/shop", "order.paid", None, "application/json")
+    assert event_of(binary("a", body=None)) == CloudEvent(
+        "a", "/shop", "order.paid", None, "application/json"
+    )
     assert event_of((None, None, [*binary("a")[2][:4], ("content-type", b"text/plain")])) == CloudEvent(
         "a", "/shop", "order.paid", None, "text/plain"
     )

@@ -163,6 +163,7 @@ async def test_group_that_never_answers_is_joined_anew(
     assert gateway.rebuilt == 1
 
 
+@pytest.mark.long
 async def test_broker_that_is_frozen_turns_health_red_and_nothing_is_lost(
     lite: Storage, make_gateway: MakeGateway
 ) -> None:
