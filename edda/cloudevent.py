@@ -93,7 +93,7 @@ class CloudEvent:
         content_type: str | None,
         defaults: Mapping[str, ExtensionValue] | None = None,
     ) -> CloudEvent:
-        """The event that a row of the inbox or the outbox holds; ``defaults`` are extensions for one that lacks them."""
+        """The event that a row of the inbox or outbox holds; ``defaults`` are extensions for one that lacks them."""
         parsed = from_json(attributes)
         return cls(
             id=event_id,

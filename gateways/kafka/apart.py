@@ -13,8 +13,8 @@ log = logging.getLogger("edda.kafka")
 async def ended(work: Coroutine[Any, Any, None], seconds: float) -> bool:
     """Whether the work was done within its time; else it is cancelled. Raises nothing.
 
-    In a task of its own: aiokafka cancels tasks of its own and awaits them, and their CancelledError, met in ours, would
-    end ours, too.
+    In a task of its own: aiokafka cancels its tasks and awaits them, and their CancelledError, met in ours, would end
+    ours, too.
     """
     task = asyncio.get_running_loop().create_task(work)
     try:

@@ -177,9 +177,7 @@ class KafkaGateway:
             ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                if task.cancelled():  # not by us: we would be cancelled, too
-                    raise StalledError("the client library has cancelled the reader")
-                task.result()
+                _reraise(task)
         except Exception as error:
             self._trouble = f"{type(error).__name__}: {error}"  # told while it leaves
             raise
@@ -213,6 +211,12 @@ class KafkaGateway:
         )
 
 
+def _reraise(task: asyncio.Task[None]) -> None:
+    if task.cancelled():  # and not by us: we would be cancelled, too
+        raise StalledError("the client library has cancelled its reader")
+    task.result()
+
+
 def _check(topics: Sequence[str], group_id: str, start: str, cluster: str | None) -> None:
     if isinstance(topics, str) or not topics or not all(topics):
         msg = f"KafkaGateway: topics={topics!r} must be a list of names, for example topics=['orders']"
@@ -235,7 +239,7 @@ def _check_numbers(batch: int, max_bytes: int, session_timeout: float, stall_aft
         msg = f"KafkaGateway: batch={batch} must be 1 to {MAX_EVENTS}; {MAX_EVENTS} is usual"
         raise ConfigurationError(msg)
     if max_bytes < _SMALLEST_MAX_BYTES:
-        msg = f"KafkaGateway: max_bytes={max_bytes}: events of {_SMALLEST_MAX_BYTES} bytes must be taken; use at least that"
+        msg = f"KafkaGateway: max_bytes={max_bytes} must be at least {_SMALLEST_MAX_BYTES}: such events must be taken"
         raise ConfigurationError(msg)
     if session_timeout < 1 or stall_after <= 0:
         msg = (

@@ -1,7 +1,7 @@
-"""Records that aiokafka cannot parse: it wants names of headers to be UTF-8, and Kafka does not.
+r"""Records that aiokafka cannot parse: it wants names of headers to be UTF-8, and Kafka does not.
 
-One such record makes its whole batch unreadable, so the batch is fetched again and parsed here, by aiokafka's own parser
-in Python, with such names made readable (``\\xff``). Rare, and slow, and it looks behind the library's curtain.
+One such record makes its whole batch unreadable, so the batch is fetched again and parsed here, by aiokafka's parser in
+Python, with such names made readable (``\xff``). Rare, and slow, and it looks behind the library's curtain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MAX_BYTES = 1024 * 1024
 
 
 async def read_leniently(consumer: Any, place: Any, offset: int) -> list[Any]:
-    """The partition's next records: as many as one request gives. Raises KafkaError where not even this can read them."""
+    """The partition's next records, as many as one request gives. Raises KafkaError where this cannot, either."""
     from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
     from aiokafka.errors import LeaderNotAvailableError, for_code
     from aiokafka.protocol.fetch import FetchRequest

@@ -162,7 +162,7 @@ class Member:
         )
 
         try:
-            # Not inside wait_for or timeout(): a cancelled getmany leaves a counter behind, and the library believes for
+            # Not inside wait_for or timeout(): a cancelled getmany leaves a counter behind, and the library believes
             # ever after that somebody asks.
             fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=self._batch)
         except NoOffsetForPartitionError:
@@ -202,7 +202,7 @@ class Member:
                 self._commits.note(place, self.stored[place])
 
     async def _around(self, error: Exception) -> None:
-        """The library cannot parse a record, and does not say of which partition: read one step of each in another way."""
+        """The library cannot parse a record, and does not say whose: read one step of each partition in another way."""
         from aiokafka.errors import CorruptRecordException
 
         log.warning("kafka_record_unreadable", extra={"gateway": self._who, "error": str(error)})
@@ -269,7 +269,7 @@ class Member:
                 await asyncio.sleep(_ASK_EVERY)
 
     async def _beginnings(self, new: Sequence[Any], known: Collection[str]) -> dict[Place, int]:
-        """Where to begin: what the group has committed in Kafka, else the first record (or the latest, if asked for)."""
+        """Where to begin: what the group has committed in Kafka, else the first record, or the latest if asked."""
         begins: dict[Place, int] = {}
         for place in new:
             committed = await self._consumer.committed(place)

@@ -35,7 +35,7 @@ def delivery_of(record: Any, cluster: str) -> Delivery:
 
 
 def read(delivery: Delivery) -> CloudEvent | None:
-    """The event; None if the record does not claim to be one. Raises MalformedEventError for one that only claims it."""
+    """The event; None for a record that does not claim to be one. Raises MalformedEventError if it only claims it."""
     attributes = [(name, value) for name, value in delivery.headers if name.startswith(_PREFIX)]
     types = [value for name, value in delivery.headers if name.lower() == "content-type"]
     media = (delivery.content_type or "").split(";", 1)[0].strip(" \t").lower()

@@ -218,7 +218,8 @@ def _partition(key: bytes | None, partitions: Sequence[int], turn: int) -> int:
 
     if key is None:
         return partitions[turn % len(partitions)]
-    return partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
+    hashed: int = murmur2(key)
+    return partitions[(hashed & 0x7FFFFFFF) % len(partitions)]
 
 
 def _is_too_large(error: Exception) -> bool:
@@ -228,7 +229,7 @@ def _is_too_large(error: Exception) -> bool:
 
 
 def _is_about_a_record(error: Exception) -> bool:
-    """Whether the batch was refused for what one of its records is. Unknown errors: Kafka has more than aiokafka knows."""
+    """Whether a batch was refused for what one of its records is (aiokafka does not know all of Kafka's errors)."""
     from aiokafka.errors import CorruptRecordException, InvalidTimestampError, UnknownError
 
     return _is_too_large(error) or isinstance(

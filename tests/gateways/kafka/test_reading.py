@@ -116,9 +116,9 @@ async def test_what_a_transaction_has_taken_back_is_never_seen(
         await producer.send(topic, body, key, headers=headers)
 
     async with kafka.producer(transactional_id=new_name("tx")) as producer:
-        for id, keep in (("kept", True), ("dropped", False)):
+        for name, keep in (("kept", True), ("dropped", False)):
             await producer.begin_transaction()
-            await send(producer, id)
+            await send(producer, name)
             await (producer.commit_transaction() if keep else producer.abort_transaction())
     gateway = await make_gateway(lite, topic, stall_after=1.0)
     assert await accepted(lite, 1) == ["kept"]

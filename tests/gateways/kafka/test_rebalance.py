@@ -34,14 +34,16 @@ async def test_gateways_that_come_and_go_lose_and_double_nothing(
         sent += 300
     found = await accepted(store, sent)
     assert len(set(found)) == sent
-    # Each record's step of its position was made once: what a gateway had in hand when it lost a partition left no trace.
+    # Each record's step of its position was made once: what a gateway held when it lost a partition left no trace.
     assert sum(gateway.accepted for gateway in gateways) == sent
     positions = await Inbox(store).positions("kafka", group)
     assert sum(positions.values()) == sent
     for key in range(10):  # in order of the partition, whoever reads it
         for step in ("two", "three", "one less", "two less"):
             numbers = [
-                int(id.split("-")[1]) for id in found if id.startswith(f"{step}-") and id.endswith(str(key))
+                int(one.split("-")[1])
+                for one in found
+                if one.startswith(f"{step}-") and one.endswith(str(key))
             ]
             assert numbers == sorted(numbers)
 

@@ -213,7 +213,7 @@ def test_each_record_moves_its_partitions_position_whatever_becomes_of_it() -> N
 
 
 def test_a_transaction_takes_no_more_records_and_bytes_than_it_may() -> None:
-    big = (None, b"x" * 3_000_000, [])
+    big: Any = (None, b"x" * 3_000_000, [])
     fetched = {("t", 0): [got(big, 0), got(big, 1), got(binary("a"), 2)], ("t", 1): [got(binary("b"), 5)]}
     pieces = []
     while fetched:

@@ -82,8 +82,8 @@ async def test_structured_mode_keys_by_extension_and_topics_by_pattern(
     )
     await publisher.open()
     events = [
-        CloudEvent(str(at), "/s", type, b"[1]", extensions={"partitionkey": "p"})
-        for at, type in enumerate(("order.paid", "order.paid", "other.one", "order.paid"))
+        CloudEvent(str(at), "/s", what, b"[1]", extensions={"partitionkey": "p"})
+        for at, what in enumerate(("order.paid", "order.paid", "other.one", "order.paid"))
     ]
     messages = [Outgoing(event) for event in events]
     try:
@@ -114,10 +114,14 @@ async def test_record_above_our_limit_is_given_up_and_harms_no_neighbour(
     await relay_to(lite, mock[0].bootstrap, topic, max_record_bytes=65_536)
     assert len(await mock[0].read(topic, 12)) == 12
     await eventually(lambda: told(lite, "large", "max_record_bytes of the publisher"))
-    assert {id: state for id, (state, _) in (await rows(lite)).items()} == {
+    assert await states(lite) == {
         "large": "dead",
         "behind": "parked",
     }
+
+
+async def states(store: Storage) -> dict[str, str]:
+    return {event: state for event, (state, _) in (await rows(store)).items()}
 
 
 async def told(store: Storage, id: str, part: str) -> bool:
@@ -182,7 +186,7 @@ async def test_what_is_cancelled_while_it_waits_is_not_sent(mock: Mock) -> None:
     await publisher.open()
     try:
         await publisher.publish([Outgoing(CloudEvent("a", "/s", "t"), "k")])
-        task = asyncio.create_task(publisher.publish([Outgoing(CloudEvent("b", "/s", "t"), "k")]))  # type: ignore[arg-type]
+        task = asyncio.create_task(publisher.publish([Outgoing(CloudEvent("b", "/s", "t"), "k")]))
         await asyncio.sleep(0)  # it stands in the queue
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -218,7 +222,7 @@ async def test_record_above_the_topics_limit_is_found_in_its_batch_and_harms_no_
     found = by_key(await kafka.read(topic, 80))
     assert found == {key.encode(): [f"{key}-{number}" for number in range(20)] for key in "abcd"}
     await eventually(lambda: told(lite, "large", "max.message.bytes"))
-    assert {id: state for id, (state, _) in (await rows(lite)).items()} == {
+    assert await states(lite) == {
         "large": "dead",
         "behind": "parked",
     }
@@ -355,7 +359,7 @@ def test_configuration_that_cannot_work_is_refused_with_one_that_does(settings: 
 def test_a_permanent_refusal_names_the_size_and_the_setting() -> None:
     publisher = KafkaPublisher("kafka:9092", "orders", max_record_bytes=65_536)
     event = CloudEvent("a", "/s", "t", b'"' + b"x" * 65_536 + b'"')
-    [confirm] = asyncio.run(publisher.publish([Outgoing(event)]))  # type: ignore[arg-type]
+    [confirm] = asyncio.run(publisher.publish([Outgoing(event)]))
     assert isinstance(confirm, Permanent)
     assert "65" in confirm.reason
     assert "max_record_bytes" in confirm.reason
