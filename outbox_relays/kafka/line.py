@@ -122,10 +122,11 @@ class Line:
         producer = self._producer
         producer._closed = True  # noqa: SLF001, there is no public way
         accumulator = producer._message_accumulator  # noqa: SLF001
+        queued = [batch for batches in accumulator._batches.values() for batch in batches]  # noqa: SLF001
+        left = [*queued, *accumulator._pending_batches]  # noqa: SLF001
         accumulator.fail_all(ProducerClosed())
-        for batches in accumulator._batches.values():  # noqa: SLF001
-            for batch in batches:
-                batch._drain_waiter.exception()  # noqa: SLF001, nobody else will ask for it
+        for future in [batch.future for batch in left] + [batch._drain_waiter for batch in queued]:  # noqa: SLF001
+            future.exception()  # nobody else will ask for it
         for looking in list(self._looking.values()):
             looking.cancel()
         sender = producer._sender.sender_task  # noqa: SLF001
