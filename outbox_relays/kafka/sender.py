@@ -24,6 +24,13 @@ log = logging.getLogger("edda.relay.kafka")
 #: How much of the publish timeout is for the broker; the rest is for telling the relay.
 _SHARE = 0.9
 
+#: Seconds for which one failed attempt to connect speaks for all who ask.
+_REFUSED = 0.5
+
+
+class NoConnectionError(Exception):
+    """Why there is no producer."""
+
 
 @dataclass(slots=True)
 class _Parcel:
@@ -52,6 +59,8 @@ class Sender:
         self._line: Line | None = None
         self._lines: set[Line] = set()
         self._starting = asyncio.Lock()
+        self._refusal: NoConnectionError | None = None
+        self._refused_until = 0.0
         self._queues: dict[tuple[str, int], deque[_Parcel]] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self._turn = 0  # whose turn it is among the partitions of a topic, for records without a key
@@ -63,7 +72,7 @@ class Sender:
             async with asyncio.timeout(self._timeout):
                 partitions = await (await self._usable_line()).partitions(topic)
         except Exception as error:  # noqa: BLE001, whatever it is: nothing was sent
-            return [await self._not_sent(error)]
+            return [self._not_sent(error)]
         place = (topic, _partition(records[0].key, partitions, self._turn))
         parcel = _Parcel(records, deadline, asyncio.get_running_loop().create_future())
         if place in self._queues:
@@ -105,7 +114,7 @@ class Sender:
         try:
             line = await self._usable_line()
         except Exception as error:  # noqa: BLE001, whatever it is: nothing was sent
-            confirm = await self._not_sent(error)
+            confirm = self._not_sent(error)
             while queue:
                 _answer(queue.popleft(), [confirm])
             return None
@@ -135,10 +144,17 @@ class Sender:
         async with self._starting:
             if self._line is not None and self._line.usable:
                 return self._line
+            if self._refusal is not None and time.monotonic() < self._refused_until:
+                raise self._refusal
             line = Line(self._settings)
             try:
                 async with asyncio.timeout(self._timeout):
                     await line.start()
+            except Exception as error:
+                await line.close()
+                self._refusal = NoConnectionError(await self._why(error))
+                self._refused_until = time.monotonic() + _REFUSED
+                raise self._refusal from error
             except BaseException:
                 await line.close()
                 raise
@@ -149,14 +165,17 @@ class Sender:
 
     # ------------------------------------------------------------------ what went wrong
 
-    async def _not_sent(self, error: Exception) -> Confirm:
-        from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
+    def _not_sent(self, error: Exception) -> Confirm:
+        from aiokafka.errors import TopicAuthorizationFailedError
 
         if isinstance(error, MissingTopicError | TopicAuthorizationFailedError):
             return Retry(_told(error), everything=self._only_topic)
-        if isinstance(error, KafkaConnectionError):
-            return Retry(f"no connection to Kafka: {await why_not(self._settings)}", everything=True)
-        return Retry(f"no connection to Kafka: {_told(error)}", everything=True)
+        return Retry(f"no connection to Kafka: {str(error) or type(error).__name__}", everything=True)
+
+    async def _why(self, error: Exception) -> str:
+        from aiokafka.errors import KafkaConnectionError
+
+        return await why_not(self._settings) if isinstance(error, KafkaConnectionError) else _told(error)
 
     def _refused(self, error: Exception, topic: str, first: Record, count: int) -> Confirm:
         from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
