@@ -91,8 +91,9 @@ class CloudEvent:
         attributes: bytes,
         data: bytes | None,
         content_type: str | None,
+        defaults: Mapping[str, ExtensionValue] | None = None,
     ) -> CloudEvent:
-        """The event that a row of the inbox or the outbox holds."""
+        """The event that a row of the inbox or outbox holds; ``defaults`` are extensions for one that lacks them."""
         parsed = from_json(attributes)
         return cls(
             id=event_id,
@@ -104,7 +105,7 @@ class CloudEvent:
             subject=parsed.get("subject"),
             time=parsed.get("time"),
             specversion=parsed.get("specversion", "1.0"),
-            extensions=parsed.get("extensions", {}),
+            extensions={**(defaults or {}), **parsed.get("extensions", {})},
         )
 
     @property

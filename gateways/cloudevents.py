@@ -94,8 +94,10 @@ def decode_header(raw: bytes, name: str) -> str:
         raise MalformedEventError(f"the header {shown(name)} is not UTF-8 after percent-decoding") from None
 
 
-def from_attributes(attributes: Mapping[str, str], content_type: str | None, body: bytes) -> CloudEvent:
-    """An event in binary mode: attributes as canonical text, data as the body.
+def from_attributes(
+    attributes: Mapping[str, str], content_type: str | None, body: bytes | None
+) -> CloudEvent:
+    """An event in binary mode: attributes as canonical text, data as the body; None where a transport can have none.
 
     An empty body is no data, unless its type is one of which nothing at all is a value (text, but not JSON).
     """

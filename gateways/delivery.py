@@ -12,6 +12,8 @@ from edda.cloudevent import CloudEvent
 from edda.errors import EddaError
 from edda.storage.rows import NewDeadLetter
 
+_REASON_LENGTH = 2_000
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -89,12 +91,13 @@ def bind(
 def letter(delivery: Delivery, reason: str, position: int | None = None) -> NewDeadLetter:
     """What is kept of it: everything that came, and why it went no further."""
     headers = [(name, base64.b64encode(value).decode()) for name, value in delivery.headers]
+    has_type = any(name.lower() == "content-type" for name, _ in delivery.headers)
     if delivery.key is not None:
         headers.insert(0, ("edda-key", base64.b64encode(delivery.key).decode()))
-    if delivery.content_type is not None:
+    if delivery.content_type is not None and not has_type:
         headers.insert(0, ("content-type", base64.b64encode(delivery.content_type.encode()).decode()))
     # A mapping's error may say anything, and is stored as text.
-    told = "".join(char if char.isprintable() else " " for char in reason)
+    told = "".join(char if char.isprintable() else " " for char in reason[:_REASON_LENGTH])
     return NewDeadLetter(
         delivery.origin, delivery.body or b"", to_json(headers), told, delivery.attempts, position
     )

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from edda.cloudevent import CloudEvent
 from edda.errors import ConfigurationError, EddaError, StorageError, StorageUnavailableError
@@ -277,12 +277,15 @@ def event_of(row: OutboxRow) -> CloudEvent:
 
     Consumers can tell a late repeat by it. Source: the "sequence" extension of CloudEvents.
     """
-    event = CloudEvent.from_parts(
-        row.type, row.source, row.event_id, row.attributes, row.data, row.content_type
+    return CloudEvent.from_parts(
+        row.type,
+        row.source,
+        row.event_id,
+        row.attributes,
+        row.data,
+        row.content_type,
+        defaults={"sequence": f"{row.id:020d}"},
     )
-    if "sequence" in event.extensions:
-        return event
-    return replace(event, extensions={**event.extensions, "sequence": f"{row.id:020d}"})
 
 
 async def _within(seconds: float | None, event: asyncio.Event) -> None:

@@ -5,10 +5,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import kafka as brokers
 from tests.support import run, servers
 from tests.support.databases import KINDS, Database, Kind, temporary_database
 from tests.support.rabbitmq import own_rabbitmq, rabbitmq  # noqa: F401, fixtures
@@ -47,7 +49,10 @@ def _database(kind: Kind, request: pytest.FixtureRequest, directory: Path) -> It
             yield database
             return
     except servers.UnavailableError as error:
-        reason = str(error)
+        _give_up(str(error))
+
+
+def _give_up(reason: str) -> NoReturn:
     if os.environ.get("EDDA_REQUIRE_DATABASES") == "1":
         pytest.fail(f"EDDA_REQUIRE_DATABASES=1, but {reason}", pytrace=False)
     pytest.skip(reason)
@@ -81,3 +86,23 @@ def mysql_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 def mariadb_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A MariaDB database without rows."""
     yield from _database("mariadb", request, tmp_path)
+
+
+@pytest.fixture
+def kafka() -> brokers.Kafka:
+    """The run's broker."""
+    try:
+        return brokers.shared()
+    except servers.UnavailableError as error:
+        _give_up(str(error))
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[brokers.Kafka]:
+    """A broker that the test may stop; it keeps its data."""
+    try:
+        broker = brokers.start_own()
+    except servers.UnavailableError as error:
+        _give_up(str(error))
+    yield broker
+    brokers.remove(broker)

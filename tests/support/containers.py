@@ -37,6 +37,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
     tmpfs: Sequence[str] = (),
+    host_ports: Mapping[int, int] | None = None,
 ) -> Started:
     """Start a container that lives until the run ends. It may not be ready to serve yet.
 
@@ -46,6 +47,7 @@ def start(
         environment: variables for the image's entry point.
         command: arguments for the image's entry point.
         tmpfs: directories kept in memory: faster, and gone when the container stops.
+        host_ports: port inside -> port outside, for a server that must know the address it is reached at.
 
     Raises:
         docker.errors.DockerException: no engine, or no such image.
@@ -53,10 +55,12 @@ def start(
     testcontainers_config.ryuk_disabled = True
     remove_abandoned()
     (run.directory() / _MARK).touch()
-    container = DockerContainer(
-        image, env=dict(environment or {}), ports=[port], labels={_LABEL: run.owner()}
-    )
+    fixed = host_ports or {}
+    free = [] if port in fixed else [port]
+    container = DockerContainer(image, env=dict(environment or {}), ports=free, labels={_LABEL: run.owner()})
     try:
+        for inside, outside in fixed.items():
+            container.with_bind_ports(inside, outside)
         if command:
             container.with_command(list(command))
         for path in tmpfs:
@@ -74,6 +78,18 @@ def logs_if_stopped(id: str) -> str | None:
     with closing(docker.from_env()) as client:
         container = client.containers.get(id)
         return None if container.status in {"created", "running"} else container.logs(tail=20).decode()
+
+
+def restart(id: str) -> None:
+    """Stop a container and start it again; what it keeps in memory is gone."""
+    with closing(docker.from_env()) as client:
+        client.containers.get(id).restart(timeout=10)
+
+
+def remove(id: str) -> None:
+    """Remove one container of this run."""
+    with closing(docker.from_env()) as client:
+        _remove(client.containers.get(id))
 
 
 def remove_all() -> None:

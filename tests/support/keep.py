@@ -8,7 +8,7 @@ import os
 import sys
 from typing import get_args
 
-from tests.support import rabbitmq, run, servers
+from tests.support import kafka, rabbitmq, run, servers
 from tests.support.servers import ServerKind
 
 
@@ -17,6 +17,7 @@ def _main() -> None:
     for kind in kinds:
         os.environ.pop(servers.variable(kind), None)
     os.environ.pop(rabbitmq.VARIABLE, None)
+    os.environ.pop(kafka.VARIABLE, None)
     run.join_kept()
     if sys.argv[1:] == ["stop"]:
         _stop()
@@ -24,6 +25,7 @@ def _main() -> None:
     if not (
         all(servers.serves(servers.admin_url(kind)) for kind in kinds if _was_started(kind))
         and (not _was_started("rabbitmq") or rabbitmq.serves(rabbitmq.server_url()))
+        and (not _was_started("kafka") or kafka.serves(kafka.bootstrap()))
     ):
         _stop()  # the machine or the container engine was restarted
         run.join_kept()
@@ -34,6 +36,10 @@ def _main() -> None:
             print(error, file=sys.stderr)
     try:
         print(f"export {rabbitmq.VARIABLE}={rabbitmq.server_url()}")
+    except servers.UnavailableError as error:
+        print(error, file=sys.stderr)
+    try:
+        print(f"export {kafka.VARIABLE}={kafka.bootstrap()}")
     except servers.UnavailableError as error:
         print(error, file=sys.stderr)
 

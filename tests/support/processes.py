@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -100,8 +102,9 @@ class Process:
         self._process.join()
 
     def pause(self) -> None:
-        """SIGSTOP it: it holds what it holds and does nothing."""
+        """SIGSTOP it, and return when it stands still: it holds what it holds and does nothing."""
         os.kill(self._pid, signal.SIGSTOP)
+        self._wait_until_still()
 
     def resume(self) -> None:
         """SIGCONT it."""
@@ -134,6 +137,19 @@ class Process:
         self._reader.join(1)
         if error is not None:
             error.add_note(f"output of {self.target}:\n{self.output}")
+
+    def _wait_until_still(self, timeout: float = 10) -> None:
+        """The signal stops one thread after the other; on a busy machine some go on for a while."""
+        deadline = time.monotonic() + timeout
+        while sys.platform == "linux" and self.returncode is None:
+            states = []
+            for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+                with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                    states.append(stat.read_text().rpartition(")")[2].split()[0])
+            if set(states) <= set("TZX"):
+                return
+            assert time.monotonic() < deadline, f"{self.target} does not stop"
+            time.sleep(0.001)
 
     def _pump(self) -> None:
         with self._output as stream:

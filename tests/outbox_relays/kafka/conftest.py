@@ -1,0 +1,41 @@
+"""Relays to Kafka, which are stopped at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from edda.storage.contract import Storage
+from outbox_relays.kafka import KafkaPublisher
+from outbox_relays.relay import Relay
+from tests.outbox_relays.conftest import QUICK
+from tests.support.kafka import Kafka, mock_cluster
+from tests.support.processes import Process
+
+MakeKafkaRelay = Callable[..., Awaitable[Relay]]
+
+
+@pytest.fixture
+def mock() -> Iterator[tuple[Kafka, Process]]:
+    """A mock cluster of the test's own, and its process."""
+    with mock_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def relay_to() -> AsyncIterator[MakeKafkaRelay]:
+    """Start a relay of a store to an address and a topic; settings of the publisher by name."""
+    relays: list[Relay] = []
+
+    async def make(store: Storage, address: str, topic: str, **settings: Any) -> Relay:
+        publisher = KafkaPublisher(address, topic, **{"publish_timeout": 5.0} | settings)
+        relay = Relay(store, publisher, backoff=QUICK)
+        relays.append(relay)
+        await relay.start()
+        return relay
+
+    yield make
+    for relay in relays:
+        await relay.stop()
