@@ -78,7 +78,7 @@ class _Kafka:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
         try:
             await admin.start()
-            await admin.create_topics([NewTopic(topic, 4, -1) for topic in (orders, paid)])
+            await admin.create_topics([NewTopic(topic, 4, 1) for topic in (orders, paid)])
         except KafkaError as error:
             raise ConfigurationError(
                 f"edda demo: Kafka at {self._bootstrap!r} does not do: {type(error).__name__}: {error}. Nothing was "
@@ -213,9 +213,9 @@ def _header(prefix: str, name: str) -> str:
 
 
 class Embedded:
-    """A Kafka of its own inside this process."""
+    """A Kafka of its own inside this process, with these topics (a topic is made when it is asked for)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *topics: str) -> None:
         try:
             from confluent_kafka import Producer
         except ImportError as error:
@@ -225,4 +225,6 @@ class Embedded:
             {"test.mock.num.brokers": 1, "log_level": 0}
         )  # the cluster lives as long as it does
         [broker] = self._client.list_topics(timeout=10).brokers.values()
+        for topic in topics:
+            self._client.list_topics(topic, timeout=10)
         self.address = f"{broker.host}:{broker.port}"

@@ -128,17 +128,12 @@ async def perform(orders: int, world: World, folder: Path, console: Console) -> 
 async def _open_world(cast: _Cast, world: World) -> None:
     """Brokers, topics or queues of this play's own, and the sink."""
     play = uuid.uuid4().hex[:8]
-    kafka = world.kafka or (None if world.rabbitmq else await cast.start("broker"))
-    orders_broker, paid_broker = kafka or world.rabbitmq or "", world.rabbitmq or kafka or ""
-    cast.places = replace(
-        cast.places,
-        orders_broker=orders_broker,
-        orders=f"edda-demo-orders-{play}",
-        paid_broker=paid_broker,
-        paid=f"edda-demo-paid-{play}",
-    )
-    for address in {orders_broker, paid_broker}:
+    cast.places = replace(cast.places, orders=f"edda-demo-orders-{play}", paid=f"edda-demo-paid-{play}")
+    given = [address for address in (world.kafka, world.rabbitmq) if address is not None]
+    for address in given:
         await broker_of(address).prepare(cast.places.orders, cast.places.paid)
+    brokers = given or [await cast.start("broker")]
+    cast.places = replace(cast.places, orders_broker=brokers[0], paid_broker=brokers[-1])
     port = await cast.start("sink")
     cast.places = replace(cast.places, sink_url=f"http://127.0.0.1:{port}/")
 

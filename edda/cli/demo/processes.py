@@ -79,9 +79,10 @@ def shop(
     )
 
 
-async def broker(_: str) -> None:
+async def broker(text: str) -> None:
     """An embedded Kafka."""
-    cluster = Embedded()
+    places = Places.of(text)
+    cluster = Embedded(places.orders, places.paid)
     _say(f"address {cluster.address}")
     await terminated()
 
