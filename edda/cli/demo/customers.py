@@ -18,13 +18,13 @@ Delivery = tuple[float, str, str]
 _INTERVAL = 0.03
 
 
-def plan(orders: int) -> list[Delivery]:
-    """Everything that is sent, by time: about a third of the payments before their order, and some of both twice."""
+def plan(first: int, end: int) -> list[Delivery]:
+    """What is sent of these orders, by time: about a third of the payments before their order, some of both twice."""
     dice = random.Random(7)  # noqa: S311, a play and no secret
     deliveries: list[Delivery] = []
-    for number in range(orders):
+    for number in range(first, end):
         order_id = f"order-{number}"
-        at = number * _INTERVAL
+        at = (number - first) * _INTERVAL
         deliveries.append((at, "order.created", order_id))
         early = dice.random() < 0.3
         pays_at = max(0.0, at - dice.uniform(0.05, 0.3)) if early else at + dice.uniform(0.05, 0.5)
@@ -38,18 +38,22 @@ def plan(orders: int) -> list[Delivery]:
 
 async def send_everything(orders: int, ledger: Ledger, broker: Broker, place: str, port: int) -> None:
     """Returns when all of it has been confirmed."""
-    begun = time.monotonic()
+    late = orders * 3 // 4
     async with (
         broker.customers(place) as customers,
         aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=aiohttp.ClientTimeout(10)) as client,
         asyncio.TaskGroup() as group,
     ):
-        for at, kind, order_id in plan(orders):
-            await asyncio.sleep(max(0.0, at - (time.monotonic() - begun)))
-            if kind == "order.created":
-                group.create_task(_order(customers, ledger, order_id))
-            else:
-                group.create_task(_pay(client, ledger, order_id))
+        for deliveries in (plan(0, late), plan(late, orders)):
+            begun = time.monotonic()
+            for at, kind, order_id in deliveries:
+                await asyncio.sleep(max(0.0, at - (time.monotonic() - begun)))
+                if kind == "order.created":
+                    group.create_task(_order(customers, ledger, order_id))
+                else:
+                    group.create_task(_pay(client, ledger, order_id))
+            while not ledger.all_killed:  # so that those who take over have something to do
+                await asyncio.sleep(0.05)
 
 
 async def _order(customers: Customers, ledger: Ledger, order_id: str) -> None:

@@ -44,6 +44,11 @@ class Ledger:
     orders: Counter[str] = field(default_factory=Counter)
     answers: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def all_killed(self) -> bool:
+        """Whether each part has died once."""
+        return None not in self.killed.values()
+
     def ordered(self, order_id: str) -> None:
         """The broker has an order, once more perhaps."""
         self.orders[order_id] += 1
@@ -79,9 +84,7 @@ class Ledger:
 
     def finished(self, orders: int) -> bool:
         """Whether nothing more is to be expected."""
-        return (
-            (self.completed, self.outbox, self.out) == (orders, 0, 2 * orders)
-        ) and None not in self.killed.values()
+        return ((self.completed, self.outbox, self.out) == (orders, 0, 2 * orders)) and self.all_killed
 
     def as_dict(self, orders: int, faults: list[str]) -> dict[str, Any]:
         """For programs."""
