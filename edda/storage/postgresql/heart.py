@@ -35,7 +35,7 @@ SELECT clock.now,
     (SELECT min(a.next) FROM available a) AS next_available,
     EXISTS (SELECT 1 FROM edda_outbox o WHERE o.state = 'pending') OR EXISTS (
         SELECT 1 FROM edda_outbox o WHERE o.state = 'retrying' AND o.available_at <= clock.now) AS outbox,
-    EXISTS (SELECT 1 FROM edda_unmarked u WHERE u.created_at <= clock.now - {LEFT_AFTER_US}) AS unmarked
+    coalesce((SELECT min(u.created_at) FROM edda_unmarked u) <= clock.now - {LEFT_AFTER_US}, false) AS unmarked
 """
 
 POLL = f"WITH RECURSIVE {CLOCK}, {_PRIORITIES} {_LOOK}, true AS alive FROM clock"
