@@ -7,6 +7,7 @@ the database has them (PostgreSQL), by an adaptive poll elsewhere; the housekeep
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import time
@@ -119,6 +120,7 @@ class Worker:
         self._expiry_look: asyncio.TimerHandle | None = None
         self._looks_for_orphans = False
         self._late_looks = 0
+        self._marking = False
         self._empty = asyncio.Event()
 
     def _new_owner(self) -> str:
@@ -322,6 +324,9 @@ class Worker:
         self._others = beat.foreign_expiry_us is not None
         if beat.outbox:
             self._news.on_outbox()
+        if beat.unmarked and not self._marking:
+            self._marking = True
+            self._tasks.spawn(self._mark_what_is_left())
         if self._expiry_look is not None:
             self._expiry_look.cancel()
             self._expiry_look = None
@@ -368,6 +373,18 @@ class Worker:
             self.woken(apps)
             if fired < 1_000:
                 return
+
+    async def _mark_what_is_left(self) -> None:
+        """The waits beyond the first thousand of an event, of whatever app: who accepted it is gone, or slow."""
+        try:
+            while hashes := await _persist(self.store.left_unmarked):
+                log.warning("waits_left_unmarked", extra={"hashes": len(hashes)})
+                more = True
+                while more:
+                    apps, more = await _persist(functools.partial(self.store.mark_due, hashes))
+                    self.woken(apps)
+        finally:
+            self._marking = False
 
     # ------------------------------------------------------------------ claiming
 

@@ -118,22 +118,25 @@ class Storage(Protocol):
         (1) routing version differs -> StaleRoutingError, nothing written;
         (2) positions by compare-and-set (no row yet: inserted); events and poison of a stale position are left out;
         (3) identities inserted, never SELECT-then-INSERT; ours are those that this call inserted or that carry this
-        ``batch_id`` already (repeat after unknown commit: those are reported ACCEPTED again, nothing else is done for
-        them, positions of the batch that stand at their next_offset are not stale, and (7) is left out); others are
-        DUPLICATE or, with another data_hash, CONFLICT. Two equal digests inside one batch: the first wins;
+        ``batch_id`` already (those are reported ACCEPTED again, nothing else is done for them); others are DUPLICATE
+        or, with another data_hash, CONFLICT. Two equal digests inside one batch: the first wins. An identity or a dead
+        letter of this ``batch_id`` makes the call a repeat after an unknown commit: positions of the batch that stand
+        at their next_offset are not stale then;
         (4) events get the next accept sequence numbers in batch order; accepted_at = max(now, last accepted_at);
         one edda_event_keys row per key; addressee: the chain of the addressed instance (unknown id: the id itself; an
         ended instance: stored without waking, verdict UNMATCHED);
         (5) waits of kind event, not due, whose hash is one of the keys and (addressee '' or equal to the wait's
         chain): their instances are locked in id order, then the waits marked due, instances' signals + 1, waiting ->
-        runnable with available_at now. At most 1,000 waits here, the rest is reported in ``more_hashes``;
+        runnable with available_at now. At most 1,000 waits here; for the rest (hash, seq of the last event) is left in
+        ``edda_unmarked`` and the hash reported in ``more_hashes``, by a repeat as long as it is there;
         (6) ``starts`` are inserted with start_event = the event's seq and chain_started_at = now (unless they say
         another); a taken id or live_key starts nothing (the event is ACCEPTED all the same: the trigger took it);
-        (7) poison into dead letters. COMMIT.
+        (7) poison into dead letters, once by batch_id and number in the batch; a repeat adds none. COMMIT.
 
         EventResult.waits/starts count what this event woke (best effort beyond the first thousand).
         ``woken_apps``: apps of instances signalled (also those that are owned and running: their owner must look) or
-        started. The same holds for the apps that mark_due, backfill, fire_timers return.
+        started. The same holds for the apps that mark_due, backfill, fire_timers return. What the first try of a
+        repeated batch has woken is not known any more: then the apps of all live workers are among them.
         """
         ...
 
@@ -151,7 +154,16 @@ class Storage(Protocol):
         """Mark waits due that have an unreceived event in these hashes; repeatable by anyone, order does not matter.
 
         As step 5 of accept, for at most ``limit`` waits, shape ready, with an event key seq > cursor (and != skip, and
-        addressed to nobody or the chain). Returns (apps woken, whether more remain).
+        addressed to nobody or the chain). Returns (apps woken, whether more remain). If none remain, the rows of
+        ``edda_unmarked`` that the hashes had at its beginning are deleted, last; a row that an accept adds meanwhile
+        stays.
+        """
+        ...
+
+    async def left_unmarked(self, limit: int = 100) -> list[bytes]:
+        """Hashes for which an accept left waits to be marked at least ``LEFT_AFTER_US`` ago, the oldest first.
+
+        For ``mark_due``, by anyone: the process that accepted their events has probably died.
         """
         ...
 

@@ -326,7 +326,7 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class NewDeadLetter:
-    """A delivery that can never become an event, kept whole."""
+    """A delivery that can never become an event, kept whole; once per batch and place in it."""
 
     origin: str  # e.g. "kafka:orders/3@15", "http"
     raw: bytes
@@ -373,8 +373,9 @@ class EventResult:
 class AcceptResult:
     """Results in the order of the events.
 
-    ``woken_apps``: apps of instances that were signalled or started. ``more_hashes``: waits beyond the first thousand
-    matched; call ``mark_due`` with them until it returns no more. ``stale``: index in ``positions`` -> stored offset.
+    ``woken_apps``: apps of instances that were signalled or started; of a repeat those of all live workers, who alone
+    could hear of it. ``more_hashes``: waits beyond the first thousand matched; call ``mark_due`` with them until it
+    returns no more (others do after ``LEFT_AFTER_US``). ``stale``: index in ``positions`` -> stored offset.
     """
 
     results: tuple[EventResult, ...]
@@ -420,6 +421,9 @@ class Routing:
 
 # ---------------------------------------------------------------------------------------------- workers
 
+#: Microseconds that the process that accepted has to mark the waits beyond the first thousand, before others do.
+LEFT_AFTER_US = 5_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:
@@ -434,6 +438,7 @@ class Beat:
     next_available_us: int | None = (
         None  # earliest available_at in the future of a runnable instance of this app
     )
+    unmarked: bool = False  # an accept has left waits to be marked, and nobody has: see ``left_unmarked``
 
 
 # ---------------------------------------------------------------------------------------------- relay

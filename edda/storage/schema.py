@@ -204,6 +204,17 @@ event_keys = sa.Table(
 )
 sa.Index("edda_event_keys_seq", event_keys.c.seq)
 
+#: What accepts have left of the waits for their events: one row per hash, until ``mark_due`` has marked the rest.
+unmarked = sa.Table(
+    "edda_unmarked",
+    metadata,
+    sa.Column("hash", digest(), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),  # the last event of that accept
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    **MYSQL,
+)
+sa.Index("edda_unmarked_created", unmarked.c.created_at)
+
 shapes = sa.Table(
     "edda_shapes",
     metadata,
@@ -279,12 +290,15 @@ dead_letters = sa.Table(
     "edda_dead_letters",
     metadata,
     sa.Column("id", identity(), primary_key=True, autoincrement=True),
+    sa.Column("batch_id", short_digest(), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # in the batch, from 1
     sa.Column("origin", text(), nullable=False),
     sa.Column("raw", payload(), nullable=False),
     sa.Column("headers", payload(), nullable=False),
     sa.Column("reason", text(), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("batch_id", "number", name="edda_dead_letters_once"),
     **MYSQL,
 )
 

@@ -175,7 +175,7 @@ async def _read_database(connection: AsyncConnection, books: Books) -> None:
         books.history.setdefault(row.instance_id, []).append(entry)
     for row in await connection.execute(sa.select(workflows.bookings)):
         books.bookings.append((row.order_id, row.amount))
-    for table in (schema.waits, schema.outbox, schema.dead_letters):
+    for table in (schema.waits, schema.unmarked, schema.outbox, schema.dead_letters):
         number = await connection.scalar(sa.select(sa.func.count()).select_from(table))
         books.leftovers[table.name] = books.leftovers.get(table.name, 0) + (number or 0)
 

@@ -57,6 +57,7 @@ async def test_an_event_wakes_more_waits_than_one_transaction_marks(
     assert result.waits == 1_000
     await inbox.close()
     assert await states(store) == {"due": WAITING, "runnable": WAITING}
+    assert (await store.counts())["unmarked"] == 0
     assert woken == [frozenset({"shop"})] * 2
 
 
@@ -79,7 +80,7 @@ async def test_the_rest_is_marked_though_the_database_is_away_for_a_moment(
     assert (await states(lite))["due"] == WAITING
 
 
-async def test_close_gives_up_marking_when_the_database_stays_away(
+async def test_close_gives_up_marking_when_the_database_stays_away_and_leaves_it_to_others(
     lite: Storage, make_inbox: MakeInbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await park(lite, await Shapes(lite).ensure("order.created", ()), WAITING)
@@ -91,3 +92,4 @@ async def test_close_gives_up_marking_when_the_database_stays_away(
     inbox = make_inbox(lite, patience=0.1)
     await inbox.deliver([event()])
     await asyncio.wait_for(inbox.close(), 5)
+    assert (await lite.counts())["unmarked"] == 1

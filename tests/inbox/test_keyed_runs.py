@@ -12,6 +12,7 @@ from edda.activity import activity
 from edda.app import EddaApp
 from edda.cloudevent import CloudEvent
 from edda.context import WorkflowContext
+from edda.storage.rows import Verdict
 from edda.waits import wait_event
 from edda.workflow import Workflow, workflow
 from tests.inbox.given import event
@@ -75,6 +76,21 @@ async def test_events_of_a_key_are_worked_off_one_run_after_the_other_and_none_i
     await eventually(lambda: len(shop.ended) == 4)
     assert [each for each in shop.ended if each[0] == "a"] == [("a", 1), ("a", 2), ("a", 3)]
     assert shop.most_living == 1
+
+
+async def test_an_event_for_the_living_run_of_its_key_is_accepted_and_never_unmatched(
+    app: EddaApp, shop: Shop
+) -> None:
+    """No wait matches it and nothing starts, but the run, or the one behind it, gets it."""
+    [first] = await app.deliver(order("a", 1))
+    await eventually(lambda: shop.began == [("a", 1)])
+    living = await app.deliver([order("a", 2), order("a", 3, "order.changed")])
+    again = await app.deliver(order("a", 2))
+    assert (first.verdict, first.starts) == (Verdict.ACCEPTED, 1)
+    assert [(one.verdict, one.waits, one.starts) for one in living] == [(Verdict.ACCEPTED, 0, 0)] * 2
+    assert again[0].verdict is Verdict.DUPLICATE
+    shop.gate.set()
+    await eventually(lambda: shop.ended == [("a", 1), ("a", 2), ("a", 3)])
 
 
 async def test_an_event_that_a_run_has_received_starts_no_other(database: Database) -> None:

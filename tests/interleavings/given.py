@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
+from edda.storage.contract import Storage
 from edda.storage.rows import (
     AcceptBatch,
+    Applied,
     NewDeadLetter,
     NewEvent,
     NewInstance,
@@ -144,3 +146,14 @@ def batch(
 
 def advance(fetched_from: int, next_offset: int, *, partition: int = 0) -> PositionAdvance:
     return PositionAdvance("kafka", "shop", "payments", partition, fetched_from, next_offset)
+
+
+async def park_many(store: Storage, count: int) -> list[str]:
+    """Instances of worker "a" that wait for "key"."""
+    names = [f"i{number:04}" for number in range(count)]
+    for at in range(0, count, 250):
+        some = names[at : at + 250]
+        await store.flush([start(name) for name in some])
+        results = (await store.flush([park(name, 2, "key") for name in some])).results
+        assert {result.applied for result in results} == {Applied.APPLIED}
+    return names

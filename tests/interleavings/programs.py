@@ -57,6 +57,14 @@ async def accept(url: str, event_id: str, *keys: str) -> None:
     await store.close()
 
 
+async def accept_and_die(url: str, event_id: str, *keys: str) -> None:
+    """Accepts one event, and then comes to nothing more until it is killed."""
+    store = await _open(url)
+    (result,) = (await store.accept(given.batch(f"of {event_id}", given.event(event_id, *keys)))).results
+    print("accepted", result.verdict.value, result.seq, flush=True)
+    await asyncio.Event().wait()
+
+
 async def flush(url: str, owner: str, instance_id: str) -> None:
     """Writes one turn (and starts a child of its own, owned), as often as it takes to know what became of it."""
     store = await _open(url, 2_000_000)

@@ -1,12 +1,18 @@
 """An event that is accepted before, while or after its wait is registered is received, and received once."""
 
 import pytest
+import sqlalchemy as sa
 
+from edda.app import EddaApp
 from edda.storage.contract import Storage
-from edda.storage.rows import Applied, EventRow, Release, State, Turn, Verdict
-from edda.storage.schema import event_keys, waits
+from edda.storage.rows import LEFT_AFTER_US, Applied, EventRow, Release, State, Turn, Verdict
+from edda.storage.schema import event_keys, instances, unmarked, waits
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
+from tests.interleavings.raw import Raw
+from tests.support.databases import Database
+from tests.support.eventually import eventually
+from tests.support.processes import spawn
 
 #: How a wait comes to be, with ``seq`` 2 and key "key"; with a deadline or without.
 REGISTRATIONS = {
@@ -189,3 +195,26 @@ async def test_an_addressed_event_wakes_its_chain_only_whoever_registers_first(
     assert applied == [Applied.KEPT, Applied.APPLIED]
     stranger = (await store.load(["stranger"]))["stranger"].waits[0]
     assert not stranger.due
+
+
+async def test_event_before_wait_is_not_lost_when_who_accepted_it_dies_with_most_of_its_waits_unmarked(
+    store: Storage, database: Database, raw: Raw
+) -> None:
+    """More waits than accept marks; the process is gone before it can mark the others. A worker of any app does it."""
+    await given.park_many(store, 1_500)
+    with spawn("tests.interleavings.programs:accept_and_die", database.url, "e", "key") as process:
+        await process.line("^accepted accepted 1$")
+        process.kill()
+    asleep = sa.select(sa.func.count()).where(instances.c.state == State.WAITING)
+    assert await raw.scalar(asleep) == 500
+
+    async def all_awake() -> bool:
+        return not await raw.scalar(asleep)
+
+    housekeeper = EddaApp("somebody else's", database.url, workflows=[], lease_seconds=60)
+    housekeeper.store.clock_offset_us = LEFT_AFTER_US
+    async with housekeeper:
+        await eventually(all_awake)
+    assert await raw.count(unmarked) == 0
+    due = (await raw.rows(sa.select(sa.func.count()).where(waits.c.due)))[0][0]
+    assert due == 1_500

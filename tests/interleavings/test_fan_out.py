@@ -6,24 +6,17 @@ from collections.abc import Sequence
 import pytest
 
 from edda.storage.contract import Storage
-from edda.storage.rows import Applied, State, Verdict
-from edda.storage.schema import instances, waits
+from edda.storage.mysql import accept as mysql
+from edda.storage.postgresql import accept as postgresql
+from edda.storage.rows import LEFT_AFTER_US, Applied, State, Verdict
+from edda.storage.schema import instances, unmarked, waits
+from edda.storage.sqlite import accept as sqlite
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
 from tests.interleavings.raw import Raw
 
 #: More than accept marks in its own transaction.
 MANY = 1_100
-
-
-async def park_many(store: Storage, count: int) -> list[str]:
-    names = [f"i{number:04}" for number in range(count)]
-    for at in range(0, count, 250):
-        some = names[at : at + 250]
-        await store.flush([given.start(name) for name in some])
-        results = (await store.flush([given.park(name, 2, "key") for name in some])).results
-        assert {result.applied for result in results} == {Applied.APPLIED}
-    return names
 
 
 async def mark_the_rest(store: Storage, hashes: Sequence[bytes]) -> None:
@@ -36,7 +29,7 @@ async def test_a_second_event_that_is_faster_than_the_chunks_of_the_first_overta
     store: Storage, other: Storage, raw: Raw
 ) -> None:
     """The chunk that comes late finds a wait that is due already; its claim takes the first event all the same."""
-    names = await park_many(store, MANY)
+    names = await given.park_many(store, MANY)
     first = await other.accept(given.batch("one", given.event("e1", "key")))
     assert first.results[0].verdict is Verdict.ACCEPTED
     assert first.more_hashes == (given.digest("key"),)
@@ -82,6 +75,35 @@ async def test_a_chunk_that_meets_a_registration_marks_what_it_registers_or_the_
     (wait,) = (await store.load(["order"]))["order"].waits
     assert wait.due
     assert wait.event is not None
+
+
+async def test_what_an_accept_leaves_while_others_mark_what_the_one_before_it_left_is_not_forgotten(
+    store: Storage, other: Storage, raw: Raw, barrier: Barrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who marks has looked for waits before the second event came: all that it may forget is what it knew then."""
+    for module in (mysql, postgresql, sqlite):
+        monkeypatch.setattr(module, "FIRST_WAITS", 1)
+    key = [given.digest("key")]
+    # By an index, accept marks the first ones: later those that nobody has locked.
+    for name in ("y", "z"):
+        await store.flush([given.start(name)])
+        await store.flush([given.park(name, 2, "key")])
+    assert (await store.accept(given.batch("1", given.event("e1", "key")))).more_hashes == (*key,)
+    async with barrier.at(instances, "UPDATE", "NEW.id = 'z'"):
+        marking = await barrier.stopped(store.mark_due(key))
+        for name in ("a", "b"):
+            await other.flush([given.start(name)])
+            await other.flush([given.park(name, 2, "key", cursor=1)])
+        accepted = await other.accept(given.batch("2", given.event("e2", "key")))
+        assert accepted.more_hashes == (*key,)
+    await marking
+    assert [row.seq for row in await raw.rows(unmarked.select())] == [2]
+    assert (await store.load(["b"]))["b"].waits[0].due is False
+    other.clock_offset_us = LEFT_AFTER_US
+    assert await other.left_unmarked() == key
+    assert await other.mark_due(key) == (frozenset({given.APP}), False)
+    assert await raw.count(unmarked) == 0
+    assert (await store.load(["b"]))["b"].waits[0].due
 
 
 async def test_two_that_mark_the_same_waits_at_once_both_succeed_and_nothing_is_signalled_for_nothing(

@@ -9,8 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from edda.storage.contract import Storage
+from edda.storage.mysql import accept as mysql
+from edda.storage.postgresql import accept as postgresql
 from edda.storage.rows import Applied, NewInstance, RelayOutcome, Release, Turn, Verdict
-from edda.storage.schema import events, history, instances, waits, workers
+from edda.storage.schema import events, history, instances, unmarked, waits, workers
+from edda.storage.sqlite import accept as sqlite
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
 from tests.interleavings.deadlocks import Deadlocks
@@ -208,6 +211,30 @@ async def test_no_two_transactions_deadlock(
         await reset(meeting, raw)
     if name not in INSERT_SIDE_BY_SIDE:
         assert await deadlocks.count(meeting.store, meeting.other) == 0
+
+
+async def test_accepts_that_leave_waits_and_all_who_mark_them_do_not_deadlock(
+    meeting: Meeting, raw: Raw, deadlocks: Deadlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each who marks forgets, at its end, what it found at its beginning: the same rows as the others do."""
+    for module in (mysql, postgresql, sqlite):
+        monkeypatch.setattr(module, "FIRST_WAITS", 3)
+    hashes = [given.digest(name) for name in IDS]
+    for meeting.round in range(ROUNDS):
+        assert (await accept(meeting)).more_hashes
+        await asyncio.gather(
+            accept_others_reversed(meeting),
+            *(
+                store.mark_due(hashes, limit)
+                for store in (meeting.store, meeting.other)
+                for limit in (5, 1_000)
+            ),
+        )
+        while (await meeting.store.mark_due(hashes))[1]:
+            pass
+        assert await raw.count(unmarked) == 0
+        await reset(meeting, raw)
+    assert await deadlocks.count(meeting.store, meeting.other) == 0
 
 
 async def test_an_expired_workers_instances_in_any_order_do_not_deadlock_with_its_own_flushes(

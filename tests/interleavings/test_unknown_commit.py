@@ -268,6 +268,49 @@ async def test_a_batch_that_is_sent_again_is_accepted_and_there_once(
     assert (await other.accept(other_consumer)).stale == {0: 4}
 
 
+async def test_poison_that_is_sent_again_is_buried_once(lossy: Lossy, raw: Raw) -> None:
+    """No event of the batch tells that it was committed, nor a position."""
+    letters = [NewDeadLetter("http", b"?", b"[]", "no JSON") for _ in range(2)]
+    batch = given.batch("b", poison=letters)
+    await lossy.lose_answer(lambda: lossy.store.accept(batch), has(raw, sa.select(dead_letters.c.id)))
+    await lossy.store.accept(batch)
+    assert await raw.count(dead_letters) == 2
+
+
+async def test_poison_with_a_position_that_is_sent_again_is_buried_once_and_is_not_stale(
+    lossy: Lossy, raw: Raw
+) -> None:
+    letter = NewDeadLetter("kafka:payments/0@3", b"?", b"[]", "no JSON", position=0)
+    batch = given.batch("b", poison=[letter], positions=[given.advance(3, 4)])
+    await lossy.lose_answer(lambda: lossy.store.accept(batch), has(raw, sa.select(dead_letters.c.id)))
+    assert (await lossy.store.accept(batch)).stale == {}
+    assert await raw.count(dead_letters) == 1
+
+
+async def test_whom_a_batch_has_woken_is_told_of_it_when_it_is_sent_again(
+    lossy: Lossy, other: Storage, raw: Raw
+) -> None:
+    """The hints go out after the commit: those of the first try never did."""
+    await other.flush([given.start("order", owner="b")])
+    await other.flush([given.park("order", 2, "key", owner="b")])
+    batch = given.batch("b", given.event("e", "key"))
+    await lossy.lose_answer(lambda: lossy.store.accept(batch), has(raw, sa.select(events.c.seq)))
+    assert given.APP in (await lossy.store.accept(batch)).woken_apps
+
+
+async def test_waits_left_unmarked_are_marked_by_the_process_whose_batch_is_sent_again(
+    lossy: Lossy, raw: Raw
+) -> None:
+    await given.park_many(lossy.store, 1_100)
+    batch = given.batch("b", given.event("e", "key"))
+    await lossy.lose_answer(lambda: lossy.store.accept(batch), has(raw, sa.select(events.c.seq)))
+    again = await lossy.store.accept(batch)
+    assert again.more_hashes == (given.digest("key"),)
+    assert (await lossy.store.mark_due(again.more_hashes))[1] is False
+    assert {row.state for row in await raw.rows(instances.select())} == {State.RUNNABLE}
+    assert (await lossy.store.accept(batch)).more_hashes == ()
+
+
 async def test_a_batch_that_never_reached_the_database_is_accepted_when_sent_again(
     lossy: Lossy, raw: Raw
 ) -> None:

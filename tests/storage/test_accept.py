@@ -6,7 +6,11 @@ import pytest
 
 from edda.errors import StaleRoutingError, StorageDataError
 from edda.storage.contract import Storage
+from edda.storage.memory import accept as memory
+from edda.storage.mysql import accept as mysql
+from edda.storage.postgresql import accept as postgresql
 from edda.storage.rows import (
+    LEFT_AFTER_US,
     AcceptBatch,
     AcceptResult,
     Applied,
@@ -18,6 +22,7 @@ from edda.storage.rows import (
     Verdict,
     WaitKind,
 )
+from edda.storage.sqlite import accept as sqlite
 from tests.storage import given
 from tests.storage.conftest import OpenStore
 from tests.storage.given import APP
@@ -153,6 +158,86 @@ async def test_a_batch_sent_again_after_an_unknown_commit_is_accepted_again_and_
         batch, batch_id=b"x" * 16, events=(), positions=(PositionAdvance("c", "g", "t", 0, 8, 9),)
     )
     assert (await store.accept(replace(following, poison=()))).stale == {}
+
+
+async def test_poison_alone_that_is_sent_again_is_buried_once(store: Storage) -> None:
+    letters = (NewDeadLetter("http", b"x", b"[]", "bad"), NewDeadLetter("http", b"x", b"[]", "bad"))
+    batch = given.batch("batch", poison=letters)
+    await store.accept(batch)
+    await store.accept(batch)
+    assert (await store.counts())["dead_letters"] == 2
+    await store.accept(given.batch("another", poison=letters))
+    assert (await store.counts())["dead_letters"] == 4, "another batch of the same deliveries is another"
+
+
+async def test_poison_with_a_position_that_is_sent_again_is_buried_once_and_not_stale(store: Storage) -> None:
+    batch = given.batch(
+        "batch",
+        positions=(advance(0, 5, 6),),
+        poison=(
+            NewDeadLetter("t/0@5", b"x", b"[]", "bad", position=0),
+            NewDeadLetter("http", b"x", b"[]", "bad"),
+        ),
+    )
+    assert (await store.accept(batch)).stale == {}
+    assert (await store.accept(batch)).stale == {}
+    assert (await store.counts())["dead_letters"] == 2
+
+
+async def test_poison_that_a_zombie_left_out_is_not_buried_when_it_repeats_itself(store: Storage) -> None:
+    """Its position stands where the zombie would have moved it, but another has moved it there, with the poison."""
+    poison = (NewDeadLetter("t/0@5", b"x", b"[]", "bad", position=0),)
+    await store.accept(given.batch("owner", positions=(advance(0, 5, 6),), poison=poison))
+    zombie = given.batch("zombie", given.event("e"), positions=(advance(0, 5, 6),), poison=poison)
+    assert (await store.accept(zombie)).stale == {0: 6}
+    assert verdicts(await store.accept(zombie)) == [Verdict.ACCEPTED]
+    assert (await store.counts())["dead_letters"] == 1
+
+
+async def test_a_batch_sent_again_tells_whoever_lives_to_look(store: Storage) -> None:
+    """Whom the first try has woken is not known any more, and its hints were never sent."""
+    await store.register_worker("w", "other", given.HOUR)
+    await given.parked(store, "parked", given.event_wait(1, "a"), app="other")
+    batch = given.batch("b", given.event("e1", "a"), given.event("e2", starts=(given.instance("started"),)))
+    first = await store.accept(batch)
+    assert first.woken_apps == {APP, "other"}
+    assert (await store.accept(batch)).woken_apps == first.woken_apps
+    again = await store.accept(given.batch("duplicates", *batch.events))
+    assert (verdicts(again), again.woken_apps) == ([Verdict.DUPLICATE] * 2, frozenset())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_batch_sent_again_that_has_more_to_tell_forgets_nobody(store: Storage, more: int) -> None:
+    """Events of a position that was stale are not stale in a repeat after all: they wake, start and count as new."""
+    await given.parked(store, "parked", given.event_wait(1, "b"), app="waits")
+    await store.accept(given.batch("0", positions=(advance(0, 0, 10),)))
+    batch = given.batch(
+        "b",
+        given.event("e1", "a"),
+        *(
+            given.event(f"stale {n}", "b", starts=(given.instance("x", app="starts"),), position=0)
+            for n in range(more)
+        ),
+        positions=(advance(0, 5, 6),),
+    )
+    assert verdicts(await store.accept(batch)) == [Verdict.UNMATCHED] + [Verdict.STALE_POSITION] * more
+    await store.seek_source("c", "g", "t", 0, 6)
+    again = await store.accept(batch)
+    assert verdicts(again) == [Verdict.ACCEPTED] * (1 + more)
+    assert again.woken_apps == ({APP, "waits", "starts"} if more else {APP})
+
+
+@pytest.mark.usefixtures("one_first_wait")
+async def test_a_batch_sent_again_says_what_is_left_to_be_marked(store: Storage) -> None:
+    for number in range(3):
+        await given.parked(store, f"order-{number}", given.event_wait(1, "a"))
+    batch = given.batch("b", given.event("e", "a"))
+    left = (await store.accept(batch)).more_hashes
+    again = await store.accept(batch)
+    assert left == again.more_hashes == (given.digest("a"),)
+    assert (await store.counts())["unmarked"] == 1
+    assert (await store.mark_due(left))[1] is False
+    assert (await store.accept(batch)).more_hashes == ()
 
 
 async def test_a_batch_sent_again_whose_position_has_moved_on_still_knows_its_events(store: Storage) -> None:
@@ -399,6 +484,55 @@ async def test_more_than_a_thousand_waits_are_woken_in_pieces_until_none_is_left
     assert await store.mark_due(result.more_hashes, limit=200) == (frozenset({APP}), False)
     assert (await store.counts())["instances.runnable"] == 1_300
     assert await store.mark_due(result.more_hashes) == (frozenset(), False)
+
+
+@pytest.fixture
+def one_first_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept marks one wait, and leaves the others."""
+    for module in (memory, mysql, postgresql, sqlite):
+        monkeypatch.setattr(module, "FIRST_WAITS", 1)
+
+
+@pytest.mark.usefixtures("one_first_wait")
+async def test_waits_that_an_accept_has_left_are_known_until_they_are_marked(store: Storage) -> None:
+    for name in ("one", "two", "three"):
+        await given.parked(store, name, given.event_wait(1, "a"))
+    batch = given.batch("b", given.event("e1", "a"), given.event("e2", "b"), given.event("e3", "a"))
+    left = (await store.accept(batch)).more_hashes
+    assert given.digest("a") in left
+    assert (await store.counts())["unmarked"] == len(left)
+    store.clock_offset_us -= given.HOUR  # however slow the test
+    assert (await store.left_unmarked(), (await store.poll(APP)).unmarked) == ([], False), "it is fresh"
+    store.clock_offset_us += given.HOUR + LEFT_AFTER_US
+    assert (sorted(await store.left_unmarked()), (await store.poll(APP)).unmarked) == (sorted(left), True)
+    heart = store.heart()
+    assert (await heart.beat(given.OTHER, "another app", given.HOUR)).unmarked, "whoever asks"
+    await heart.close()
+    assert await store.mark_due([given.digest("a")], limit=1) == (frozenset({APP}), True)
+    assert given.digest("a") in await store.left_unmarked()
+    assert await store.mark_due([given.digest("a")], limit=1) == (frozenset({APP}), False)
+    assert given.digest("a") not in await store.left_unmarked()
+    assert await store.mark_due(left) == (frozenset(), False)
+    assert ((await store.counts())["unmarked"], (await store.poll(APP)).unmarked) == (0, False)
+    assert [await given.due(store, name) for name in ("one", "two", "three")] == [[1]] * 3
+
+
+@pytest.mark.usefixtures("one_first_wait")
+async def test_an_accept_that_marks_all_leaves_nothing(store: Storage) -> None:
+    await given.parked(store, "one", given.event_wait(1, "a"))
+    await given.accepted(store, given.event("e", "a", "b"))
+    assert (await store.counts())["unmarked"] == 0
+
+
+@pytest.mark.usefixtures("one_first_wait")
+async def test_what_is_left_is_looked_for_some_at_a_time_the_oldest_first(store: Storage) -> None:
+    for key in ("a", "b"):
+        for number in range(2):
+            await given.parked(store, f"{key}{number}", given.event_wait(1, key))
+        await given.accepted(store, given.event(f"e{key}", key))
+        store.clock_offset_us += given.HOUR
+    assert await store.left_unmarked(1) == [given.digest("a")]
+    assert await store.left_unmarked() == [given.digest("a"), given.digest("b")]
 
 
 async def test_an_event_whose_waits_come_after_the_first_thousand_is_not_unmatched(store: Storage) -> None:

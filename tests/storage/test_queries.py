@@ -162,6 +162,7 @@ async def test_rows_are_counted_by_table_and_state(store: Storage) -> None:
         "events": 1,
         "identities": 1,
         "event_keys": 2,
+        "unmarked": 0,
         "shapes": 0,
         "triggers": 0,
         "outbox": 2,

@@ -5,14 +5,24 @@ from collections.abc import Awaitable
 import pytest
 
 from edda.storage.contract import Storage
-from edda.storage.rows import Applied, Turn
+from edda.storage.memory import accept as memory
+from edda.storage.mysql import accept as mysql
+from edda.storage.postgresql import accept as postgresql
+from edda.storage.rows import Applied, NewDeadLetter, Turn
+from edda.storage.sqlite import accept as sqlite
 from tests.storage import given
 from tests.storage.given import APP, HOUR, WORKER
 
 #: Of a flush of pure steps; one that meets events may cost two more.
 STEP = {"sqlite": 1, "postgresql": 1, "mysql": 5, "memory": 1}
 
-#: Of an accept, a claim and a load.
+#: Of an accept, whatever it finds.
+ACCEPT = {"sqlite": 1, "postgresql": 1, "mysql": 3, "memory": 1}
+
+#: Of marking what it has left.
+MARK = {"sqlite": 1, "postgresql": 1, "mysql": 2, "memory": 1}
+
+#: Of a claim and a load.
 OTHERS = {"sqlite": 1, "postgresql": 2, "mysql": 5, "memory": 1}
 
 
@@ -89,7 +99,26 @@ async def test_an_accept_costs_the_same_however_many_events_it_has(store: Storag
         "measured",
         *(given.event(f"e{n}", f"key-{n}", starts=(given.instance(f"started-{n}"),)) for n in range(events)),
     )
-    assert await cost(store, store.accept(batch)) <= OTHERS[store.dialect]
+    assert await cost(store, store.accept(batch)) <= ACCEPT[store.dialect]
+    again = store.accept(batch)
+    assert await cost(store, again) <= ACCEPT[store.dialect], "sent again it costs no more"
+
+
+async def test_waits_that_an_accept_leaves_cost_no_statement_more(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, mysql, postgresql, sqlite):
+        monkeypatch.setattr(module, "FIRST_WAITS", 1)
+    await warm(store)
+    await store.mark_due([given.digest("warm")])
+    for number in range(3):
+        await given.parked(store, f"order-{number}", given.event_wait(1, "key"))
+    poison = (NewDeadLetter("http", b"x", b"[]", "bad"),)
+    batch = given.batch("measured", given.event("e", "key"), poison=poison)
+    assert await cost(store, store.accept(batch)) <= ACCEPT[store.dialect]
+    assert (await store.counts())["unmarked"] == 1
+    assert await cost(store, store.mark_due([given.digest("key")])) <= MARK[store.dialect]
+    assert (await store.counts())["unmarked"] == 0
 
 
 @pytest.mark.parametrize("instances", [1, 50])

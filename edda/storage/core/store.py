@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from edda.errors import EddaError, StorageUnavailableError
 from edda.storage.contract import HintListener
-from edda.storage.core import instances, ownership, positions, queries, relay, sessions
+from edda.storage.core import instances, ownership, positions, queries, relay, sessions, wakes
 from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
@@ -158,6 +158,9 @@ class CoreStore:
         return await self._run(
             lambda c: routes.backfill(c, self.traits, shape_id, keys, self._now(c), done=done)
         )
+
+    async def left_unmarked(self, limit: int = 100) -> list[bytes]:
+        return await self._run(lambda c: wakes.left_unmarked(c, limit, self._now(c)), write=False)
 
     async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
         await self._run(lambda c: routes.declare_triggers(c, self.traits, triggers))

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from edda.storage.core.traits import Traits
 from edda.storage.core.values import chunked
-from edda.storage.rows import ENDED, State, WaitKind
-from edda.storage.schema import event_keys, instances, shapes, waits
+from edda.storage.rows import ENDED, LEFT_AFTER_US, State, WaitKind
+from edda.storage.schema import event_keys, instances, shapes, unmarked, waits
 
 _key = event_keys.alias("k")
 _shape = shapes.alias("s")
@@ -69,3 +69,10 @@ def _signal(c: sa.Connection, ids: Sequence[str], values: dict[str, object]) -> 
     if ids:
         here = sa.update(instances).where(instances.c.id.in_(ids))
         c.execute(here.values(signals=instances.c.signals + 1, **values))
+
+
+def left_unmarked(c: sa.Connection, limit: int, now: int) -> list[bytes]:
+    """Hashes for which an accept left waits to be marked some time ago, the oldest first."""
+    old = sa.select(unmarked.c.hash).where(unmarked.c.created_at <= now - LEFT_AFTER_US)
+    found = c.execute(old.order_by(unmarked.c.created_at).limit(limit)).scalars()
+    return list(dict.fromkeys(found))

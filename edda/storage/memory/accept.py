@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from edda.errors import StaleRoutingError
 from edda.storage import schema
@@ -33,9 +34,12 @@ def accept(t: Tables, batch: AcceptBatch) -> AcceptResult:
         )
     t.now = max(t.now, t.last_accepted_at)
     repeated = any(batch.batch_id == batch_id for _, _, batch_id in t.identities.values())
+    repeated = repeated or any(batch.batch_id == batch_id for batch_id, _ in t.letters)
     stale = _advance(t, batch, repeated)
     results, ours = _sort_out(t, batch, stale)
+    woken, left = _again(t, batch, results)
     matched, more, apps = _store_and_match(t, ours)
+    apps, more = apps | woken, more | left
     for place, event, seq in ours:
         starts = [new for new in event.starts if t.insert(replace(new, start_event=seq))]  # (6)
         apps |= {new.app for new in starts}
@@ -43,7 +47,8 @@ def accept(t: Tables, batch: AcceptBatch) -> AcceptResult:
         verdict = Verdict.ACCEPTED if wanted else Verdict.UNMATCHED
         results[place] = EventResult(verdict, seq, matched[seq], len(starts))
     if not repeated:  # (7)
-        t.letters |= {t.next_id(): letter for letter in batch.poison if letter.position not in stale}
+        letters = enumerate(batch.poison, 1)
+        t.letters |= {(batch.batch_id, at): one for at, one in letters if one.position not in stale}
     return AcceptResult(tuple(results), frozenset(apps), tuple(sorted(more)), stale)
 
 
@@ -86,24 +91,41 @@ def _sort_out(t: Tables, batch: AcceptBatch, stale: dict[int, int]) -> tuple[lis
     return results, ours
 
 
+def _again(t: Tables, batch: AcceptBatch, results: Sequence[EventResult]) -> tuple[set[str], set[bytes]]:
+    """Of events that an earlier try has accepted: the apps that may have been woken, and the hashes it has left."""
+    keys = [
+        event.keys
+        for event, result in zip(batch.events, results, strict=True)
+        if result.verdict is Verdict.ACCEPTED
+    ]
+    apps = {worker.app for worker in t.workers.values() if not worker.dead} if keys else set()
+    return apps, {key for key, _ in t.unmarked} & set(chain.from_iterable(keys))
+
+
 def _store_and_match(t: Tables, ours: Ours) -> tuple[dict[int, int], set[bytes], set[str]]:
     """(4) and (5): waits matched per event, hashes with more of them, apps woken."""
     matched = {seq: 0 for _, _, seq in ours}
     due: dict[tuple[str, int], None] = {}
-    more: set[bytes] = set()
+    last: dict[bytes, int] = {}  # of each hash
+    overflows = False
     for _, event, seq in ours:
         check_keys(event, schema.events)
-        chain, ended = _addressee(t, event)
-        t.events[seq] = view(EventRow, event, seq=seq, addressee=chain, accepted_at=t.now)
+        addressee, ended = _addressee(t, event)
+        t.events[seq] = view(EventRow, event, seq=seq, addressee=addressee, accepted_at=t.now)
         for key in event.keys:
-            t.keys[key] = t.keys.get(key, frozenset()) | {(chain or "", seq)}
-        for wait in () if ended else _waiting(t, event.keys, chain):
+            t.keys[key] = t.keys.get(key, frozenset()) | {(addressee or "", seq)}
+        if ended:
+            continue
+        last |= dict.fromkeys(event.keys, seq)
+        for wait in _waiting(t, event.keys, addressee):
             if wait in due or len(due) < FIRST_WAITS:
                 due[wait] = None
                 matched[seq] += 1
             else:
-                more |= set(event.keys)
-    return matched, more, t.signal(due)
+                overflows = True
+    more = last if overflows else {}
+    t.unmarked |= dict.fromkeys(more.items(), t.now)
+    return matched, set(more), t.signal(due)
 
 
 def _addressee(t: Tables, event: NewEvent) -> tuple[str | None, bool]:
@@ -112,10 +134,10 @@ def _addressee(t: Tables, event: NewEvent) -> tuple[str | None, bool]:
     return (event.addressee, False) if row is None else (row.chain, row.state in ENDED)
 
 
-def _waiting(t: Tables, keys: Sequence[bytes], chain: str | None) -> list[tuple[str, int]]:
+def _waiting(t: Tables, keys: Sequence[bytes], addressee: str | None) -> list[tuple[str, int]]:
     return sorted(
         key
         for key, wait in t.waits.items()
         if wait.new.kind is WaitKind.EVENT and wait.new.hash in keys and not wait.due
-        if chain in {None, wait.chain}
+        if addressee in {None, wait.chain}
     )

@@ -20,6 +20,7 @@ from edda.storage.memory import accept, outbox
 from edda.storage.memory import turns as turn_of
 from edda.storage.memory.tables import Instance, Tables, Worker, check_keys, check_text, view
 from edda.storage.rows import (
+    LEFT_AFTER_US,
     AcceptBatch,
     AcceptResult,
     Beat,
@@ -128,7 +129,14 @@ class MemoryStore:
         with self.transaction() as t:
             mine = [key for key, wait in t.waits.items() if wait.new.hash in hashes and not wait.due]
             found = sorted(key for key in mine if t.first_event(t.waits[key]))
+            if len(found) <= limit:
+                t.unmarked = {key: at for key, at in t.unmarked.items() if key[0] not in hashes}
             return frozenset(t.signal(found[:limit])), len(found) > limit
+
+    async def left_unmarked(self, limit: int = 100) -> list[bytes]:
+        with self.transaction() as t:
+            old = sorted((at, *key) for key, at in t.unmarked.items() if at <= t.now - LEFT_AFTER_US)
+            return list(dict.fromkeys(key for _, key, _ in old[:limit]))
 
     async def register_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
         with self.transaction(pattern, paths) as t:
@@ -386,6 +394,7 @@ class MemoryStore:
                 "events": len(t.events),
                 "identities": len(t.identities),
                 "event_keys": sum(map(len, t.keys.values())),
+                "unmarked": len(t.unmarked),
                 "shapes": len(t.shapes),
                 "triggers": len(t.triggers),
                 "accept": 1,
@@ -465,4 +474,5 @@ def _look_around(t: Tables, worker: str, app: str, *, alive: bool) -> Beat:
             for row in t.outbox.values()
         ),
         next_available_us=min((at for at in available if at > t.now), default=None),
+        unmarked=any(at <= t.now - LEFT_AFTER_US for at in t.unmarked.values()),
     )

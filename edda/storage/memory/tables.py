@@ -97,12 +97,13 @@ class Tables:
     events: dict[int, EventRow] = field(default_factory=dict)
     identities: dict[bytes, tuple[bytes, int, bytes]] = field(default_factory=dict)  # data hash, seq, batch
     keys: dict[bytes, frozenset[tuple[str, int]]] = field(default_factory=dict)  # hash -> (addressee, seq)
+    unmarked: dict[tuple[bytes, int], int] = field(default_factory=dict)  # hash, seq -> created at
     shapes: dict[int, Shape] = field(default_factory=dict)
     triggers: dict[tuple[str, str, str], Trigger] = field(default_factory=dict)
     positions: dict[tuple[str, str, str, int], int] = field(default_factory=dict)
     outbox: dict[int, Outgoing] = field(default_factory=dict)
     leases: dict[str, tuple[str, int]] = field(default_factory=dict)  # destination -> owner, expiry
-    letters: dict[int, NewDeadLetter] = field(default_factory=dict)
+    letters: dict[tuple[bytes, int], NewDeadLetter] = field(default_factory=dict)  # batch, number in it
     workers: dict[str, Worker] = field(default_factory=dict)
 
     def copy(self) -> Tables:

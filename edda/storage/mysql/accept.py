@@ -62,6 +62,7 @@ class _Batch:
     moving: list[tuple[PositionAdvance, bool]] = field(default_factory=list)  # and whether its row exists
     ours: list[tuple[int, NewEvent, int]] = field(default_factory=list)  # place in the batch, event, seq
     repeated: bool = False  # an earlier try was committed
+    accepted_before: list[NewEvent] = field(default_factory=list)  # by that try
 
 
 async def accept(link: Link, offset_us: int, batch: AcceptBatch) -> AcceptResult:
@@ -70,7 +71,9 @@ async def accept(link: Link, offset_us: int, batch: AcceptBatch) -> AcceptResult
     open_keys = _open_keys(known)
     which = matches(open_keys)
     matched, more = await _write(link, batch, known, open_keys, which)
-    woken, starts = await _wake(link, known, [(row[0], row[1]) for row, _ in matched], which)
+    left = [(key, max(seq for seq, _ in open_keys[key]), known.now) for key in sorted(more)]
+    woken, starts, unmarked = await _wake(link, known, [(row[0], row[1]) for row, _ in matched], which, left)
+    more |= unmarked
     waits: dict[int, int] = defaultdict(int)
     for _, seqs in matched:
         for seq in seqs:
@@ -102,6 +105,7 @@ async def _lock(link: Link, offset_us: int, batch: AcceptBatch) -> _Batch:
         read_clock,
         Statement("SELECT @edda_now"),
         *_read_positions(batch.positions),
+        *_read_letters(batch),
     )
     answers = await link.run(
         *head,
@@ -125,7 +129,8 @@ async def _lock(link: Link, offset_us: int, batch: AcceptBatch) -> _Batch:
             one: (found[one][1], found[one][2] in _ENDED) if one in found else (one.encode(), False)
             for one in addressees
         },
-        repeated=any(row[3] == batch.batch_id for row in identities.values()),
+        repeated=any(row[3] == batch.batch_id for row in identities.values())
+        or bool(batch.poison and answers[len(head) - 1].rows),
     )
     positions = answers[4].rows if batch.positions else ()
     _compare_positions(known, batch.positions, {tuple(row[:4]): row[4] for row in positions})
@@ -148,6 +153,11 @@ def _read_positions(positions: Sequence[PositionAdvance]) -> Iterator[Statement]
             "ORDER BY cluster, group_id, topic, partition_id FOR UPDATE",
             [value for key in keys for value in key],
         )
+
+
+def _read_letters(batch: AcceptBatch) -> Iterator[Statement]:
+    if batch.poison:
+        yield Statement("SELECT number FROM edda_dead_letters WHERE batch_id = %s LIMIT 1", (batch.batch_id,))
 
 
 def _compare_positions(known: _Batch, positions: Sequence[PositionAdvance], stored: dict[Row, int]) -> None:
@@ -174,6 +184,7 @@ def _sort_out(known: _Batch, batch: AcceptBatch, identities: dict[bytes, Row]) -
         if mine and row is not None:
             first[digest] = row[1], row[2], True
             known.results[place] = EventResult(Verdict.ACCEPTED, row[2])
+            known.accepted_before.append(event)
             continue
         data_hash, seq = (row[1], row[2]) if row is not None else first.get(digest, (b"", 0, False))[:2]
         if seq:
@@ -276,10 +287,17 @@ def _insert_events(known: _Batch, limit: int) -> Iterator[Statement | Rendered]:
 
 
 def _insert_poison(known: _Batch, batch: AcceptBatch, limit: int) -> Iterator[Rendered]:
-    letters = [letter for letter in batch.poison if letter.position not in known.stale]
-    head = "INSERT INTO edda_dead_letters (origin, raw, headers, reason, attempts, created_at) VALUES"
-    values = [(one.origin, one.raw, one.headers, one.reason, one.attempts, known.now) for one in letters]
-    return insert(head, marks(6), values, limit)
+    head = (
+        "INSERT INTO edda_dead_letters "
+        "(batch_id, number, origin, raw, headers, reason, attempts, created_at) VALUES"
+    )
+    values = [
+        (batch.batch_id, number, one.origin, one.raw, one.headers, one.reason, one.attempts, known.now)
+        for number, one in enumerate(batch.poison, 1)
+        if one.position not in known.stale
+    ]
+    # The key has the last word on what is there already.
+    return insert(head, marks(8), values, limit, "ON DUPLICATE KEY UPDATE number = number")
 
 
 def _open_keys(known: _Batch) -> OpenKeys:
@@ -328,19 +346,43 @@ def match(which: Statement) -> Statement:
 
 
 async def _wake(
-    link: Link, known: _Batch, waits: Sequence[tuple[Value, Value]], which: Statement
-) -> tuple[frozenset[str], dict[int, int]]:
-    """The apps that were woken, and how many instances each event has started."""
+    link: Link,
+    known: _Batch,
+    waits: Sequence[tuple[Value, Value]],
+    which: Statement,
+    left: Sequence[Sequence[Value]],
+) -> tuple[frozenset[str], dict[int, int], set[bytes]]:
+    """The apps that were woken, how many instances each event has started, and what an earlier try has left."""
     signals = list(signal(waits, which)) if waits else []
     starts = [replace(new, start_event=seq) for _, event, seq in known.ours for new in event.starts]
-    inserts = list(rows.instances(starts, link.max_packet // 2))
+    limit = link.max_packet // 2
+    changes: list[Statement | Rendered] = [
+        *signals,
+        *insert("INSERT INTO edda_unmarked (hash, seq, created_at) VALUES", marks(3), left, limit),
+        *rows.instances(starts, limit),
+    ]
     # A sequence number is given once, so the row that carries it is the one inserted here.
-    started = _among("SELECT app, start_event FROM edda_instances WHERE id IN", [new.id for new in starts])
-    answers = await link.run(*signals, *inserts, *started, COMMIT)
+    started = list(
+        _among("SELECT app, start_event FROM edda_instances WHERE id IN", [new.id for new in starts])
+    )
+    again = list(_look_again(known))
+    answers = await link.run(*changes, *started, *again, COMMIT)
     apps = woken_apps(answers[0]) if signals else set()
     counts: dict[int, int] = defaultdict(int)
-    for app, event in answers[-2].rows if starts else ():
+    for app, event in answers[len(changes)].rows if started else ():
         if event > known.last_seq:
             apps.add(app.decode())
             counts[event] += 1
-    return frozenset(apps), counts
+    if not again:
+        return frozenset(apps), counts, set()
+    living, *unmarked = answers[-1 - len(again) : -1]
+    apps.update(row[0].decode() for row in living.rows)
+    return frozenset(apps), counts, {row[0] for answer in unmarked for row in answer.rows}
+
+
+def _look_again(known: _Batch) -> Iterator[Statement]:
+    """What an earlier try has woken is not known any more: all who live may look. And what it has left."""
+    if known.accepted_before:
+        yield Statement("SELECT DISTINCT app FROM edda_workers WHERE dead = 0")
+    hashes = sorted({key for event in known.accepted_before for key in event.keys})
+    yield from _among("SELECT hash FROM edda_unmarked FORCE INDEX (PRIMARY) WHERE hash IN", hashes)

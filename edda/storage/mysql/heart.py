@@ -8,7 +8,7 @@ from edda.errors import StorageUnavailableError
 from edda.storage.mysql.connection import Link, Row
 from edda.storage.mysql.errors import Meaning, meaning, translate
 from edda.storage.mysql.statements import CLOCK, Statement
-from edda.storage.rows import Beat
+from edda.storage.rows import LEFT_AFTER_US, Beat
 
 _RUNNABLE = "FROM edda_instances FORCE INDEX (edda_instances_runnable) WHERE state = 'runnable' AND app = %s"
 _LOOK = (
@@ -23,7 +23,8 @@ _LOOK = (
     "EXISTS (SELECT 1 FROM edda_outbox WHERE state = 'pending') "
     "OR EXISTS (SELECT 1 FROM edda_outbox WHERE state = 'retrying' AND available_at <= @edda_now), "
     # Reads the app's runnable instances once: their index is in the order of priorities, for the claim.
-    f"(SELECT MIN(available_at) {_RUNNABLE} AND available_at > @edda_now)"
+    f"(SELECT MIN(available_at) {_RUNNABLE} AND available_at > @edda_now), "
+    f"EXISTS (SELECT 1 FROM edda_unmarked WHERE created_at <= @edda_now - {LEFT_AFTER_US})"
 )
 
 
@@ -32,8 +33,17 @@ def _look(worker: str, app: str) -> Statement:
 
 
 def _beat(row: Row, *, alive: bool) -> Beat:
-    now, _, foreign_expiry, next_deadline, runnable, outbox, next_available = row
-    return Beat(alive, now, foreign_expiry, next_deadline, bool(runnable), bool(outbox), next_available)
+    now, _, foreign_expiry, next_deadline, runnable, outbox, next_available, unmarked = row
+    return Beat(
+        alive,
+        now,
+        foreign_expiry,
+        next_deadline,
+        bool(runnable),
+        bool(outbox),
+        next_available,
+        unmarked=bool(unmarked),
+    )
 
 
 def _clock(offset_us: int) -> Statement:

@@ -72,40 +72,60 @@ def woken_apps(locked: Result) -> set[str]:
     return {row[0].decode() for row in locked.rows}
 
 
-async def mark(
-    link: Link, offset_us: int, index: str, which: Statement, limit: int
-) -> tuple[frozenset[str], int, bool]:
-    """Find up to ``limit`` waits by an index and mark them: one transaction of two packets.
-
-    Returns the apps woken, how many waits were marked, and whether there were more.
-    """
-    find = Statement(
+def find(index: str, which: Statement, limit: int) -> Statement:
+    """The keys of up to ``limit`` waits that are not due yet, and of one more if there are more."""
+    return Statement(
         f"SELECT w.instance_id, w.seq FROM edda_waits w FORCE INDEX ({index}) "
         f"WHERE w.due = 0 AND {which.text} LIMIT %s",
         [*which.values, limit + 1],
     )
-    found = (await link.run(*start_transaction(offset_us), find))[-1].rows
-    waits = [(row[0], row[1]) for row in found[:limit]]
-    if not waits:
-        await link.run(ROLLBACK)
-        return frozenset(), 0, False
-    locked, _, marked, _ = await link.run(*signal(waits, which), COMMIT)
-    return frozenset(woken_apps(locked)), marked.changed, len(found) > limit
 
 
 async def mark_due(
     link: Link, offset_us: int, hashes: Sequence[bytes], limit: int
 ) -> tuple[frozenset[str], bool]:
-    """Waits of these hashes that have an unreceived event and are not due yet."""
+    """Waits of these hashes that have an unreceived event and are not due yet: one transaction of two packets.
+
+    What accepts had left of them is read before the look and forgotten behind it: an accept that comes meanwhile leaves
+    rows that this look has not answered.
+    """
     distinct = sorted(set(hashes))
-    which = Statement(f"w.hash IN {marks(len(distinct))} AND {HAS_EVENT}", distinct)
-    apps, _, more = await mark(link, offset_us, "edda_waits_hash", which, limit)
-    return apps, more
+    among = f"IN {marks(len(distinct))}"
+    which = Statement(f"w.hash {among} AND {HAS_EVENT}", distinct)
+    left = Statement(
+        f"SELECT hash, seq FROM edda_unmarked FORCE INDEX (PRIMARY) WHERE hash {among} ORDER BY hash, seq",
+        distinct,
+    )
+    *_, unmarked, found = await link.run(
+        *start_transaction(offset_us), left, find("edda_waits_hash", which, limit)
+    )
+    more = len(found.rows) > limit
+    waits = [(row[0], row[1]) for row in found.rows[:limit]]
+    done = [] if more else [(row[0], row[1]) for row in unmarked.rows]
+    if not waits and not done:
+        await link.run(ROLLBACK)
+        return frozenset(), False
+    signals = list(signal(waits, which)) if waits else []
+    answers = await link.run(*signals, *([forget(done)] if done else []), COMMIT)
+    return frozenset(woken_apps(answers[0]) if waits else ()), more
+
+
+def forget(unmarked: Sequence[tuple[Value, Value]]) -> Statement:
+    """Delete these rows; by force through the primary key, which two who do it at once then follow in one order."""
+    these = pairs("u.hash", "u.seq", unmarked)
+    return Statement(
+        f"DELETE u FROM edda_unmarked u FORCE INDEX (PRIMARY) WHERE {these.text}",
+        these.values,
+    )
 
 
 async def fire_timers(link: Link, offset_us: int, limit: int) -> tuple[frozenset[str], int]:
-    """Waits whose deadline has passed."""
-    apps, fired, _ = await mark(
-        link, offset_us, "edda_waits_deadline", Statement("w.deadline <= @edda_now"), limit
-    )
-    return apps, fired
+    """Waits whose deadline has passed: one transaction of two packets."""
+    which = Statement("w.deadline <= @edda_now")
+    *_, found = await link.run(*start_transaction(offset_us), find("edda_waits_deadline", which, limit))
+    waits = [(row[0], row[1]) for row in found.rows[:limit]]
+    if not waits:
+        await link.run(ROLLBACK)
+        return frozenset(), 0
+    locked, _, marked, _ = await link.run(*signal(waits, which), COMMIT)
+    return frozenset(woken_apps(locked)), marked.changed

@@ -107,7 +107,9 @@ $$
 
 -- next --
 
--- Waits of these hashes that have an unreceived event and are not due; at most p_limit of them.
+-- Waits of these hashes that have an unreceived event and are not due; at most p_limit of them. If that was all, what
+-- accepts had left of them is forgotten: as it was before the look, for an accept that comes meanwhile leaves rows that
+-- this look has not answered.
 CREATE FUNCTION edda_mark_due_1(p_offset bigint, p_hashes bytea[], p_limit integer, OUT o_apps text[], OUT o_more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -115,7 +117,11 @@ DECLARE
     v_instances text[];
     v_seqs integer[];
     v_hashes bytea[];
+    u_hash bytea[];  -- what accepts have left
+    u_seq bigint[];
 BEGIN
+    SELECT array_agg(u.hash), array_agg(u.seq) INTO u_hash, u_seq
+    FROM edda_unmarked u WHERE u.hash = ANY (p_hashes);
     SELECT array_agg(f.instance_id), array_agg(f.seq), array_agg(f.hash) INTO v_instances, v_seqs, v_hashes
     FROM (
         SELECT w.instance_id, w.seq, w.hash FROM edda_waits w
@@ -127,6 +133,11 @@ BEGIN
     IF v_seqs IS NOT NULL THEN
         SELECT s.o_apps INTO o_apps
         FROM edda_signal_1(v_now, true, v_instances[:p_limit], v_seqs[:p_limit], v_hashes[:p_limit]) s;
+    END IF;
+    IF u_seq IS NOT NULL AND NOT o_more THEN
+        DELETE FROM edda_unmarked u
+        WHERE u.hash = ANY (u_hash) AND ((u.hash, u.seq) IN (
+            SELECT m.hash, m.seq FROM unnest(u_hash, u_seq) AS m(hash, seq))) IS TRUE;
     END IF;
 END
 $$
@@ -454,7 +465,7 @@ DECLARE
     v_now bigint;
     v_routing bigint;
     v_last bigint;
-    v_repeated boolean := false;    -- an earlier try was committed
+    v_repeated boolean := false;    -- an earlier try was committed (looked at only where it matters)
     v_chain text[] := e_addressee;  -- whom each event is addressed to: the chain; an unknown id stands for itself
     v_ended boolean[];              -- addressed to an instance that has ended: it wakes nobody
     v_anybody bytea[];              -- hashes of events that are addressed to nobody
@@ -482,6 +493,9 @@ BEGIN
     IF cardinality(p_topic) > 0 OR cardinality(l_origin) > 0 THEN
         v_repeated := EXISTS (
             SELECT 1 FROM edda_identities i WHERE i.digest = ANY (e_digest) AND i.batch_id = p_batch);
+    END IF;
+    IF cardinality(l_origin) > 0 THEN
+        v_repeated := v_repeated OR EXISTS (SELECT 1 FROM edda_dead_letters d WHERE d.batch_id = p_batch);
     END IF;
     IF cardinality(p_topic) > 0 THEN
         WITH stored AS MATERIALIZED (
@@ -575,6 +589,14 @@ BEGIN
         WHERE a.id = 1;
     END IF;
 
+    -- What an earlier try has woken is not known any more: whoever lives may look. And perhaps nobody has gone on yet.
+    IF 1 = ANY (o_verdict) THEN
+        o_apps := ARRAY(SELECT DISTINCT w.app FROM edda_workers w WHERE NOT w.dead);
+        o_more := ARRAY(
+            SELECT u.hash FROM edda_unmarked u WHERE u.hash = ANY (ARRAY(
+                SELECT k.hash FROM unnest(k_event, k_hash) AS k(event, hash) WHERE o_verdict[k.event] = 1)));
+    END IF;
+
     -- Keys of what is stored now, with the chain it is addressed to.
     SELECT array_agg(k.event), array_agg(k.hash), array_agg(e.chain) INTO v_events, v_keys, v_chains
     FROM unnest(k_event, k_hash) AS k(event, hash)
@@ -609,8 +631,14 @@ BEGIN
 
     IF w_seq IS NOT NULL THEN
         IF cardinality(w_seq) > p_most THEN
-            o_more := ARRAY(
-                SELECT DISTINCT k.hash FROM unnest(v_events, v_keys) AS k(event, hash) WHERE v_ended[k.event] IS NOT TRUE);
+            WITH remaining AS (
+                INSERT INTO edda_unmarked AS u (hash, seq, created_at)
+                SELECT k.hash, max(o_seq[k.event]), v_now FROM unnest(v_events, v_keys) AS k(event, hash)
+                WHERE v_ended[k.event] IS NOT TRUE
+                GROUP BY k.hash
+                RETURNING u.hash
+            )
+            SELECT o_more || array_agg(r.hash) INTO o_more FROM remaining r;
             w_instance := w_instance[:p_most];
             w_seq := w_seq[:p_most];
             w_hash := w_hash[:p_most];
@@ -623,7 +651,8 @@ BEGIN
                 SELECT CASE WHEN NOT e.ended THEN e.chain END
                 FROM unnest(v_chain, v_ended) WITH ORDINALITY AS e(chain, ended, at) ORDER BY e.at);
         END IF;
-        SELECT s.o_apps INTO o_apps FROM edda_signal_1(v_now, false, w_instance, w_seq, w_hash) s;
+        SELECT s.o_apps INTO v_apps FROM edda_signal_1(v_now, false, w_instance, w_seq, w_hash) s;
+        o_apps := o_apps || v_apps;
     END IF;
 
     -- (6) Starts, in the order of the events: the first event for a live key starts its run.
@@ -637,13 +666,14 @@ BEGIN
         o_apps := o_apps || v_apps;
     END IF;
 
-    -- (7) Poison.
+    -- (7) Poison. The key has the last word on what is there already.
     IF cardinality(l_origin) > 0 AND NOT v_repeated THEN
-        INSERT INTO edda_dead_letters (origin, raw, headers, reason, attempts, created_at)
-        SELECT l.origin, l.raw, l.headers, l.reason, l.attempts, v_now
-        FROM unnest(l_position, l_origin, l_raw, l_headers, l_reason, l_attempts)
-             AS l(position, origin, raw, headers, reason, attempts)
-        WHERE NOT coalesce(l.position = ANY (o_stale), false);
+        INSERT INTO edda_dead_letters (batch_id, number, origin, raw, headers, reason, attempts, created_at)
+        SELECT p_batch, l.number, l.origin, l.raw, l.headers, l.reason, l.attempts, v_now
+        FROM unnest(l_position, l_origin, l_raw, l_headers, l_reason, l_attempts) WITH ORDINALITY
+             AS l(position, origin, raw, headers, reason, attempts, number)
+        WHERE NOT coalesce(l.position = ANY (o_stale), false)
+        ON CONFLICT (batch_id, number) DO NOTHING;
     END IF;
 END
 $$

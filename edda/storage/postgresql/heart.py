@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from edda.storage.postgresql.connection import Link, Row, one
 from edda.storage.postgresql.errors import translate
 from edda.storage.postgresql.rows import CLOCK
-from edda.storage.rows import Beat
+from edda.storage.rows import LEFT_AFTER_US, Beat
 
 _RUNNABLE = "edda_instances i WHERE i.state = 'runnable' AND i.app = $3"
 
@@ -27,14 +27,15 @@ priorities AS (
     FROM priorities p WHERE p.priority IS NOT NULL
 )"""
 
-_LOOK = """
+_LOOK = f"""
 SELECT clock.now,
     (SELECT min(w.expires_at) FROM edda_workers w WHERE NOT w.dead AND w.id <> $2) AS foreign_expiry,
     (SELECT min(w.deadline) FROM edda_waits w WHERE NOT w.due AND w.deadline IS NOT NULL) AS next_deadline,
     EXISTS (SELECT 1 FROM available a WHERE a.first <= clock.now) AS runnable,
     (SELECT min(a.next) FROM available a) AS next_available,
     EXISTS (SELECT 1 FROM edda_outbox o WHERE o.state = 'pending') OR EXISTS (
-        SELECT 1 FROM edda_outbox o WHERE o.state = 'retrying' AND o.available_at <= clock.now) AS outbox
+        SELECT 1 FROM edda_outbox o WHERE o.state = 'retrying' AND o.available_at <= clock.now) AS outbox,
+    coalesce((SELECT min(u.created_at) FROM edda_unmarked u) <= clock.now - {LEFT_AFTER_US}, false) AS unmarked
 """
 
 POLL = f"WITH RECURSIVE {CLOCK}, {_PRIORITIES} {_LOOK}, true AS alive FROM clock"
@@ -56,6 +57,7 @@ def _beat(row: Row) -> Beat:
         runnable=row["runnable"],
         outbox=row["outbox"],
         next_available_us=row["next_available"],
+        unmarked=row["unmarked"],
     )
 
 

@@ -46,6 +46,7 @@ class _Batch:
     stale: dict[int, int] = field(default_factory=dict)
     results: dict[int, EventResult] = field(default_factory=dict)  # by place in the batch
     ours: list[tuple[int, NewEvent, int]] = field(default_factory=list)  # place in the batch, event, seq
+    accepted_before: list[NewEvent] = field(default_factory=list)  # by an earlier try
 
     def address(self, event: NewEvent) -> tuple[str | None, bool]:
         """The chain that an event is for (None: everybody), and whether the instance it names has ended."""
@@ -60,6 +61,8 @@ def accept(c: sqlite3.Connection, now: int, batch: AcceptBatch) -> AcceptResult:
     _store(c, known, batch)
     matched, more, apps = _wake(c, known)
     starts = _start(c, known, apps)
+    if known.accepted_before:
+        _look_again(c, known, apps, more)
     for place, event, seq in known.ours:
         # An event that fits a trigger is accepted also where the run of its key is alive: that run gets it.
         wanted = matched[seq] or event.starts or not more.isdisjoint(event.keys)
@@ -103,8 +106,13 @@ def _look_up(c: sqlite3.Connection, now: int, batch: AcceptBatch) -> _Batch:
         last_seq=last_seq,
         identities=identities,
         chains=chains,
-        repeated=any(batch_id == batch.batch_id for _, _, batch_id in identities.values()),
+        repeated=any(batch_id == batch.batch_id for _, _, batch_id in identities.values())
+        or bool(batch.poison and _has_letters(c, batch.batch_id)),
     )
+
+
+def _has_letters(c: sqlite3.Connection, batch_id: bytes) -> bool:
+    return c.execute("SELECT 1 FROM edda_dead_letters WHERE batch_id = ?", (batch_id,)).fetchone() is not None
 
 
 def _move_positions(c: sqlite3.Connection, known: _Batch, positions: Sequence[PositionAdvance]) -> None:
@@ -134,6 +142,7 @@ def _sort_out(known: _Batch, batch: AcceptBatch) -> None:
         data_hash, seq, batch_id = known.identities.get(event.digest, (b"", 0, b""))
         if batch_id == batch.batch_id and event.digest not in seen:
             known.results[place] = EventResult(Verdict.ACCEPTED, seq)
+            known.accepted_before.append(event)
         elif event.position in known.stale:
             known.results[place] = EventResult(Verdict.STALE_POSITION)
             continue
@@ -187,13 +196,17 @@ def _store(c: sqlite3.Connection, known: _Batch, batch: AcceptBatch) -> None:
 
 
 def _bury(c: sqlite3.Connection, known: _Batch, batch: AcceptBatch) -> None:
-    letters = [letter for letter in batch.poison if letter.position not in known.stale]
-    write(
-        c,
-        "INSERT OR FAIL INTO edda_dead_letters (origin, raw, headers, reason, attempts, created_at) VALUES",
-        "(?, ?, ?, ?, ?, ?)",
-        [(one.origin, one.raw, one.headers, one.reason, one.attempts, known.now) for one in letters],
+    head = (
+        "INSERT OR FAIL INTO edda_dead_letters "
+        "(batch_id, number, origin, raw, headers, reason, attempts, created_at) VALUES"
     )
+    letters: list[Sequence[Value]] = [
+        (batch.batch_id, number, one.origin, one.raw, one.headers, one.reason, one.attempts, known.now)
+        for number, one in enumerate(batch.poison, 1)
+        if one.position not in known.stale
+    ]
+    # The key has the last word on what is there already.
+    write(c, head, "(?, ?, ?, ?, ?, ?, ?, ?)", letters, "ON CONFLICT (batch_id, number) DO NOTHING")
 
 
 # ---------------------------------------------------------------------------------------------- who wakes
@@ -214,7 +227,19 @@ def _wake(c: sqlite3.Connection, known: _Batch) -> tuple[dict[int, int], set[byt
         for seq, chain in open_keys[key]:
             matched[seq] += chain is None or chain == wait_chain
     apps = signal(c, [(instance, seq) for instance, seq, _, _ in waits[:FIRST_WAITS]], known.now)
-    return matched, set(open_keys) if len(waits) > FIRST_WAITS else set(), apps
+    if len(waits) <= FIRST_WAITS:
+        return matched, set(), apps
+    left = [(key, max(seq for seq, _ in events), known.now) for key, events in open_keys.items()]
+    write(c, "INSERT OR FAIL INTO edda_unmarked (hash, seq, created_at) VALUES", "(?, ?, ?)", left)
+    return matched, set(open_keys), apps
+
+
+def _look_again(c: sqlite3.Connection, known: _Batch, apps: set[str], more: set[bytes]) -> None:
+    """What an earlier try has woken is not known any more: all who live may look. And what it has left is added."""
+    apps.update(app for (app,) in c.execute("SELECT DISTINCT app FROM edda_workers WHERE dead = 0"))
+    for marks, hashes in among(sorted({key for event in known.accepted_before for key in event.keys})):
+        left = c.execute(f"SELECT hash FROM edda_unmarked WHERE hash IN {marks}", hashes)
+        more.update(key for (key,) in left)
 
 
 def _matching(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from edda.storage.rows import Beat
+from edda.storage.rows import LEFT_AFTER_US, Beat
 from edda.storage.sqlite.connection import connect
 from edda.storage.sqlite.errors import translate
 from edda.storage.sqlite.write_lock import WriteLock
@@ -39,7 +39,8 @@ SELECT
         SELECT 1 FROM destinations d CROSS JOIN edda_outbox o ON o.destination = d.name
         WHERE o.state IN ('pending', 'retrying') AND (o.state = 'pending' OR o.available_at <= :now)
     ),
-    (SELECT min({_EARLIEST.format(":now")}) FROM priorities p)
+    (SELECT min({_EARLIEST.format(":now")}) FROM priorities p),
+    EXISTS (SELECT 1 FROM edda_unmarked WHERE created_at <= :now - {LEFT_AFTER_US})
 """
 
 
@@ -51,8 +52,17 @@ def now_us() -> int:
 def look(c: sqlite3.Connection, now: int, worker: str, app: str, *, alive: bool) -> Beat:
     """What waits for somebody; one statement of look-ups in indexes."""
     values = {"worker": worker, "app": app, "now": now}
-    ((foreign_expiry, next_deadline, runnable, outbox, next_available),) = c.execute(_LOOK, values)
-    return Beat(alive, now, foreign_expiry, next_deadline, bool(runnable), bool(outbox), next_available)
+    ((foreign_expiry, next_deadline, runnable, outbox, next_available, unmarked),) = c.execute(_LOOK, values)
+    return Beat(
+        alive,
+        now,
+        foreign_expiry,
+        next_deadline,
+        bool(runnable),
+        bool(outbox),
+        next_available,
+        unmarked=bool(unmarked),
+    )
 
 
 class SQLiteHeart:

@@ -63,16 +63,20 @@ def signal(c: sqlite3.Connection, waits: Sequence[tuple[str, int]], now: int) ->
 def mark_due(
     c: sqlite3.Connection, now: int, hashes: Sequence[bytes], limit: int
 ) -> tuple[frozenset[str], bool]:
-    """Waits of these hashes that have an unreceived event and are not due yet."""
+    """Waits of these hashes that have an unreceived event and are not due yet; if that was all, what accepts left."""
     waits: list[tuple[str, int]] = []
-    for marks, values in among(sorted(set(hashes))):
+    distinct = sorted(set(hashes))
+    for marks, values in among(distinct):
         room = limit + 1 - len(waits)
         waits += c.execute(
             "SELECT w.instance_id, w.seq FROM edda_waits w INDEXED BY edda_waits_hash "
             f"WHERE w.hash IN {marks} AND w.due = 0 AND {HAS_EVENT} LIMIT ?",
             [*values, room],
         )
-    return frozenset(signal(c, waits[:limit], now)), len(waits) > limit
+    more = len(waits) > limit
+    for marks, values in () if more else among(distinct):
+        c.execute(f"DELETE FROM edda_unmarked WHERE hash IN {marks}", values)
+    return frozenset(signal(c, waits[:limit], now)), more
 
 
 def fire_timers(c: sqlite3.Connection, now: int, limit: int) -> tuple[frozenset[str], int]:

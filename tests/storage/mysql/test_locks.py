@@ -179,7 +179,7 @@ async def test_after_a_lock_wait_timeout_nothing_of_the_first_try_is_left(
         tries.append(mine)
         await mine.run(
             Statement("START TRANSACTION"),
-            Statement("INSERT INTO edda_dead_letters VALUES (NULL, 'x', '', '', '', 1, 0)"),
+            Statement("INSERT INTO edda_dead_letters VALUES (NULL, '', 1, 'x', '', '', '', 1, 0)"),
         )
         if len(tries) == 2:
             await link.query("COMMIT")

@@ -1,7 +1,7 @@
 """Plans on full tables: every statement of the hot transactions and of housekeeping goes by an index."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from edda.storage.mysql.connection import Link, Result
 from edda.storage.mysql.statements import Rendered, Statement, Value, literal
 from edda.storage.mysql.store import MySQLStore
-from edda.storage.rows import RelayOutcome, Release, State, Unread
+from edda.storage.rows import NewDeadLetter, RelayOutcome, Release, State, Unread
 from tests.storage import given
 from tests.storage.mysql import on
 
@@ -56,6 +56,9 @@ INSERT INTO edda_identities (digest, data_hash, seq, batch_id)
 SELECT UNHEX(SHA2(n, 256)), UNHEX(SHA2('', 256)), n + 1, UNHEX(SUBSTR(SHA2('', 256), 1, 32)) FROM {_NUMBERS};
 INSERT INTO edda_event_keys (hash, addressee, seq)
 SELECT IF(n % 2, UNHEX(SHA2('often', 256)), {_HASH}), '', n + 1 FROM {_NUMBERS};
+INSERT INTO edda_unmarked (hash, seq, created_at) SELECT {_HASH}, n + 1, 4000000000000000 + n FROM {_NUMBERS};
+INSERT INTO edda_dead_letters (batch_id, number, origin, raw, headers, reason, attempts, created_at)
+SELECT UNHEX(SUBSTR(SHA2(n, 256), 1, 32)), 1, 'o', '', '[]', 'r', 1, n FROM {_NUMBERS};
 INSERT INTO edda_outbox (destination, ordering_key, state, type, source, event_id, attributes, attempts, available_at,
     created_at)
 SELECT 'default', IF(n % 2, CONCAT('k-', n % 500), NULL),
@@ -65,7 +68,7 @@ INSERT INTO edda_workers (id, app, started_at, expires_at, dead)
 SELECT CONCAT('w-', n), 'shop', 0, 4000000000000000, 0 FROM {_NUMBERS} WHERE n < 50;
 UPDATE edda_accept SET last_seq = {ROWS};
 ANALYZE TABLE edda_instances, edda_history, edda_waits, edda_events, edda_identities, edda_event_keys, edda_outbox,
-    edda_workers
+    edda_workers, edda_unmarked, edda_dead_letters
 """
 
 
@@ -104,7 +107,13 @@ def faults(steps: Sequence[Step]) -> list[Step]:
     ]
 
 
-_ALIASES = {"i": "edda_instances", "w": "edda_waits", "k": "edda_event_keys", "s": "edda_shapes"}
+_ALIASES = {
+    "u": "edda_unmarked",
+    "i": "edda_instances",
+    "w": "edda_waits",
+    "k": "edda_event_keys",
+    "s": "edda_shapes",
+}
 
 
 @pytest.fixture
@@ -150,7 +159,11 @@ async def everything(store: MySQLStore) -> None:
     """Each transaction once, on what the full tables hold."""
     store.clock_offset_us = 0
     woken = on.digest("key-5")
-    await store.accept(on.batch("b", on.event("e", "key-4"), on.event("f", "often")))
+    batch = on.batch("b", on.event("e", "key-4"), on.event("f", "often"))
+    batch = replace(batch, poison=(NewDeadLetter("o", b"", b"[]", "r"),))
+    await store.accept(batch)
+    await store.accept(batch)  # as after an unknown commit
+    assert await store.left_unmarked() == []
     await store.mark_due([woken, on.digest("often")])
     await store.fire_timers()
     claimed = await store.claim("shop", ["order", "other"], on.WORKER, 50)

@@ -18,7 +18,7 @@ ROWS = 100_000
 #: Tables with few rows by their nature: reading all of them is no fault.
 SMALL = {
     *("edda_accept", "edda_shapes", "edda_triggers", "edda_workers"),
-    *("edda_relay_leases", "edda_source_positions", "edda_dead_letters"),
+    *("edda_relay_leases", "edda_source_positions"),
 }
 
 _INSTANCES = """
@@ -52,6 +52,15 @@ _IDENTITIES = """
 INSERT INTO edda_identities (digest, data_hash, seq, batch_id)
 SELECT sha256(n::text::bytea), sha256(''), n, '\\x00' FROM generate_series(1, $1) n
 """
+_UNMARKED = """
+INSERT INTO edda_unmarked (hash, seq, created_at)
+SELECT CASE n % 1000 WHEN 0 THEN sha256('left') ELSE sha256(('key-' || n)::bytea) END, n, 4000000000000000 + n
+FROM generate_series(1, $1) n
+"""
+_LETTERS = """
+INSERT INTO edda_dead_letters (batch_id, number, origin, raw, headers, reason, attempts, created_at)
+SELECT substr(sha256(n::text::bytea), 1, 16), 1, 'o', '', '[]', 'r', 1, n FROM generate_series(1, $1) n
+"""
 _OUTBOX = """
 INSERT INTO edda_outbox (destination, ordering_key, state, type, source, event_id, attributes, attempts, available_at,
     created_at)
@@ -70,7 +79,10 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection[Row]]:
 
 async def fill(connection: asyncpg.Connection[Row]) -> None:
     """A hundred thousand rows in every table that may have as many; the events are accepted already."""
-    for statement in (_INSTANCES, _HISTORY, _WAITS, _EVENTS, _KEYS, _IDENTITIES, _OUTBOX):
+    for statement in (
+        *(_INSTANCES, _HISTORY, _WAITS, _EVENTS, _KEYS, _IDENTITIES),
+        *(_UNMARKED, _LETTERS, _OUTBOX),
+    ):
         await connection.execute(statement, ROWS)
     await connection.execute("UPDATE edda_accept SET last_seq = $1, last_accepted_at = $1", ROWS)
 

@@ -91,6 +91,10 @@ async def _fan_out(link: Link, run: str) -> None:
     apps, more = await signal.mark_due(link, 0, [given.digest("often")], 100)
     assert apps
     assert more
+    left = "SELECT 1 FROM edda_unmarked WHERE hash = $1"
+    assert await link.fetch(left, given.digest("left"))
+    assert await signal.mark_due(link, 0, [given.digest("left")], 100) == (frozenset(), False)
+    assert not await link.fetch(left, given.digest("left"))
 
 
 async def _fire(link: Link, run: str) -> None:
@@ -162,7 +166,10 @@ async def test_a_plan_that_was_made_on_empty_tables_serves_full_ones(server: Dat
     settings = {**hot_settings(HOUR), "plan_cache_mode": "force_generic_plan"}
     async with connected(server.url) as connection:
         # Analyzing a table would have all plans made anew.
-        for table in ("instances", "history", "waits", "events", "event_keys", "identities", "outbox"):
+        for table in (
+            *("instances", "history", "waits", "events", "event_keys", "identities", "outbox"),
+            *("unmarked", "dead_letters"),
+        ):
             await connection.execute(f"ALTER TABLE edda_{table} SET (autovacuum_enabled = off)")
     async with watched(server.url, settings) as (link, watch):
         for transaction in TRANSACTIONS:
@@ -170,6 +177,7 @@ async def test_a_plan_that_was_made_on_empty_tables_serves_full_ones(server: Dat
                 await transaction(link, "empty")
         for apart in ("often", "x"):
             await accept.accept(link, 0, given.batch(apart, given.event(apart, apart, addressee="empty-1")))
+            await link.fetch("INSERT INTO edda_unmarked VALUES ($1, 1, 0)", given.digest(apart))
             await signal.mark_due(link, 0, [given.digest(apart)], 10)
         await signal.fire_timers(link, 0, 10)
         await claim.load(

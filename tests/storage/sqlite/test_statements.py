@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from edda.storage.rows import Applied, PositionAdvance, Release, State
+from edda.storage.rows import Applied, NewDeadLetter, PositionAdvance, Release, State
 from edda.storage.sqlite.statements import among, pairs, write
 from edda.storage.sqlite.store import SQLiteStore
 from tests.storage import given
@@ -130,7 +130,10 @@ async def test_no_hot_statement_walks_through_a_table(
     await everything(store)
     hot = [text for text in dict.fromkeys(sent) if text not in {"BEGIN", "BEGIN IMMEDIATE", "COMMIT"}]
     assert len(hot) > 30
-    for table in ("instances", "history", "waits", "events", "event_keys", "identities", "outbox"):
+    for table in (
+        *("instances", "history", "waits", "events", "event_keys", "identities", "outbox"),
+        *("unmarked", "dead_letters"),
+    ):
         assert any(f"edda_{table}" in text for text in hot), table
     assert {text: found for text in hot if (found := walks(raw, text))} == {}
 
@@ -163,13 +166,15 @@ async def everything(store: SQLiteStore) -> None:
     await given.flush(store, *(given.turn(one, 1, waits=[given.event_wait(2, "k")]) for one in many[20:]))
     await given.flush(store, *(given.turn(one, 1, drop_waits=[2]) for one in many[20:]))
     await given.flush(store, *(given.end(one) for one in many[20:]))
-    await given.accepted(
-        store,
-        given.event("e1", "k", starts=(given.instance("started"),)),
-        given.event("e2", "k", addressee="a"),
-        given.event("e3", "l", addressee="b"),
-        positions=(PositionAdvance("c", "g", "t", 0, 0, 3),),
-    )
+    for _ in range(2):  # the second time as after an unknown commit
+        await given.accepted(
+            store,
+            given.event("e1", "k", starts=(given.instance("started"),)),
+            given.event("e2", "k", addressee="a"),
+            given.event("e3", "l", addressee="b"),
+            positions=(PositionAdvance("c", "g", "t", 0, 0, 3),),
+            poison=(NewDeadLetter("o", b"", b"[]", "r"),),
+        )
     await given.flush(
         store, replace(given.end("c", 5, unread=given.unread("k", 0)), signals=1, end_state=State.FAILED)
     )

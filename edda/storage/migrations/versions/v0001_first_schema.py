@@ -112,6 +112,14 @@ def upgrade() -> None:
         if_not_exists=True,
     )
     op.create_table(
+        "edda_unmarked",
+        sa.Column("hash", digest(), primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        **MYSQL,
+        if_not_exists=True,
+    )
+    op.create_table(
         "edda_shapes",
         sa.Column("id", identity(), primary_key=True, autoincrement=True),
         sa.Column("pattern", Key(255), nullable=False),
@@ -176,12 +184,15 @@ def upgrade() -> None:
     op.create_table(
         "edda_dead_letters",
         sa.Column("id", identity(), primary_key=True, autoincrement=True),
+        sa.Column("batch_id", short_digest(), nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
         sa.Column("origin", text(), nullable=False),
         sa.Column("raw", payload(), nullable=False),
         sa.Column("headers", payload(), nullable=False),
         sa.Column("reason", text(), nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.UniqueConstraint("batch_id", "number", name="edda_dead_letters_once"),
         **MYSQL,
         if_not_exists=True,
     )
@@ -226,6 +237,7 @@ def upgrade() -> None:
     _index("edda_events_accepted", "edda_events", ["accepted_at", "seq"])
     _index("edda_identities_seq", "edda_identities", ["seq"])
     _index("edda_event_keys_seq", "edda_event_keys", ["seq"])
+    _index("edda_unmarked_created", "edda_unmarked", ["created_at"])
     _index("edda_outbox_state", "edda_outbox", ["state", "destination", "id"])
     _index("edda_outbox_key", "edda_outbox", ["destination", "ordering_key", "id"])
     _index("edda_workers_expiry", "edda_workers", ["dead", "expires_at"])
