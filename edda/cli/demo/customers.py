@@ -52,7 +52,8 @@ async def send_everything(orders: int, ledger: Ledger, broker: Broker, place: st
                     group.create_task(_order(customers, ledger, order_id))
                 else:
                     group.create_task(_pay(client, ledger, order_id))
-            while not ledger.all_killed:  # so that those who take over have something to do
+            # Those who take over shall have something to do. The ledger is copied and printed: it holds no events.
+            while not ledger.all_killed:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
 
