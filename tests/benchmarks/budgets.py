@@ -20,6 +20,8 @@ _BUDGETS: dict[tuple[str, Kind | str], float] = {
     ("event to completed, p99", ""): 20,
     ("event to completed elsewhere, p50", "postgresql"): 15,
     ("outbox to HTTP", ""): 3_000,
+    ("outbox to Kafka", ""): 8_000,
+    ("Kafka to accepted", ""): 10_000,
     ("idle worker", "postgresql"): 0.2,
     ("idle worker", ""): 1,
     ("memory of a parked instance", ""): 500,  # nothing, as closely as it can be seen; a task alone has more

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from edda.app import EddaApp
 from edda.outbox import enqueue as outbox
 from outbox_relays.http import HttpPublisher
+from outbox_relays.publisher import Publisher
 from outbox_relays.relay import Relay
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.job import Job
@@ -24,24 +25,30 @@ async def measure(job: Job) -> list[Figure]:
     with spawn("tests.benchmarks.sink:serve") as sink:
         port = (await sink.line(r"listening on (\d+)"))[1]
         url = f"http://127.0.0.1:{port}/"
-        async with job.app(work=False) as app, job.truth() as truth:
-            await _fill(app, job.count)
-            await truth.expect("outbox rows", "outbox", "state = 'pending'", job.count)
-            relay = Relay(app.store, HttpPublisher(url))
-            meter, deadline = job.meter(app), Deadline()
-            with meter:
-                await relay.start()
-                while await truth.count("outbox"):
-                    deadline.check("outbox to HTTP")
-                    await asyncio.sleep(0.005)
-            cost = meter.cost.per_item(job.count)
-            await relay.stop()
+        figure = await drain(job, HttpPublisher(url), "outbox to HTTP")
         async with httpx.AsyncClient() as client:
             requests, different = map(int, (await client.get(url)).text.split())
     assert different == job.count, f"the sink has {different} different events of {job.count}"
     assert requests == job.count, f"the sink had {requests} requests for {job.count} events"
-    rate = job.count / meter.cost.seconds
-    return [job.figure("outbox to HTTP", rate, "events/s", items=job.count, **{**cost, "flushes": None})]
+    return [figure]
+
+
+async def drain(job: Job, publisher: Publisher, title: str, batch: int = 500) -> Figure:
+    """Fill the outbox, and relay until it is empty."""
+    async with job.app(work=False) as app, job.truth() as truth:
+        await _fill(app, job.count)
+        await truth.expect("outbox rows", "outbox", "state = 'pending'", job.count)
+        relay = Relay(app.store, publisher, batch=batch)
+        meter, deadline = job.meter(app), Deadline()
+        with meter:
+            await relay.start()
+            while await truth.count("outbox"):
+                deadline.check(title)
+                await asyncio.sleep(0.005)
+        await relay.stop()
+        rate = job.count / meter.cost.seconds
+        cost = meter.cost.per_item(job.count)
+        return job.figure(title, rate, "events/s", items=job.count, **{**cost, "flushes": None})
 
 
 async def _fill(app: EddaApp, count: int) -> None:
