@@ -17,6 +17,8 @@ import inspect
 import io
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.process
 import os
 import re
 import signal
@@ -188,6 +190,11 @@ def _live(
 ) -> None:
     """In the new process: what it writes goes to its starter, and it is nobody's child but for its end."""
     _die_with_parent()
+    # Each child is given what keeps the common parent alive: that one must end when the starter does.
+    alive = multiprocessing.forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    if alive is not None:
+        os.close(alive)
+    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may start some, too
     for stream in (1, 2):
         os.dup2(writer.fileno(), stream)
     writer.close()

@@ -1,7 +1,9 @@
 """The harness itself: databases are real and one's own, waiting ends, processes obey."""
 
+import signal
 import sys
 
+import psutil
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -80,6 +82,29 @@ async def test_a_process_that_ends_without_the_line_fails_at_once_with_its_outpu
         pytest.raises(AssertionError, match=r"ended without.*\n(.*\n)*hello"),
     ):
         await process.line("goodbye")
+
+
+async def test_a_killed_test_run_leaves_no_process_not_even_a_frozen_one() -> None:
+    with spawn("tests.support.test_harness:start_and_freeze_another") as starter:
+        pid = int((await starter.line(r"^frozen (\d+)$"))[1])
+        assert is_alive(pid)
+        starter.kill()
+        await eventually(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_and_freeze_another() -> None:
+    process = spawn("tests.support.test_harness:count_for_ever", "tick")
+    process.wait_for_line("tick 3")
+    process.pause()
+    print("frozen", process.pid, flush=True)
+    signal.pause()
 
 
 def count_for_ever(word: str) -> None:
