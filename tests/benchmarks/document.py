@@ -42,9 +42,9 @@ _WORKLOADS = """\
   return of `handle.result()`. **Elsewhere**: the worker is another process, and the end is seen by SQL.
 - **Outbox to HTTP**: rows of 100 ordering keys to an endpoint in another process, from the relay's start until the
   outbox is empty.
-- **Outbox to Kafka**, **to RabbitMQ**: the same to a topic of four partitions, or a quorum queue. **Kafka to accepted**,
-  **RabbitMQ to accepted**: from the gateway's start until all events are accepted. **Alone**: the same messages by a plain
-  client of that broker that does nothing else, in the same run.
+- **Outbox to Kafka**, **to RabbitMQ**: the same to a topic of four partitions, or to a quorum queue.
+- **Kafka to accepted**, **RabbitMQ to accepted**: from the gateway's start until all events are accepted.
+- **Alone**: the same messages by a plain client of that broker that does nothing else, in the same run.
 - **Workflows started and parked**: started until they wait for an event. What then remains in memory is the parked
   instances'; **restart** is how long a new app takes to be ready with all of them in the database.
 - **Idle worker**: an app with a relay and nothing to do; statements per second, heartbeat included.
