@@ -692,6 +692,21 @@ async def test_ends_with_and_without_unread_events_go_in_one_flush(store: Storag
     ]
 
 
+async def test_a_pause_has_no_successor_and_leaves_its_new_waits_to_the_next_owner(store: Storage) -> None:
+    await given.accepted(store, given.event("e", "a"))
+    await given.started(store, "order")
+    paused = given.end(
+        "order",
+        end_state=State.PAUSED,
+        output=None,
+        waits=[given.event_wait(1, "a")],
+        successor=given.instance("next", live_key=given.digest("free")),
+    )
+    assert await given.applied(store, paused) == [Applied.APPLIED]
+    assert await store.get_instance("next") is None
+    assert await given.due(store, "order") == []
+
+
 async def test_a_paused_run_leaves_its_events_unread(store: Storage) -> None:
     await keyed(store, "e1", "e2")
     paused = given.end("order", end_state=State.PAUSED, output=None, unread=given.unread("key", 1))

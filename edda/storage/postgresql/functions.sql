@@ -275,8 +275,8 @@ BEGIN
         v_news := ARRAY(
             SELECT DISTINCT w.instance_id FROM edda_waits w
             WHERE w.instance_id = ANY (w_id) AND w.due AND w.kind = 'event' AND ((w.instance_id, w.seq) IN (
-                SELECT n.id, n.seq FROM unnest(w_turn, w_id, w_seq) AS n(turn, id, seq)
-                WHERE v_ours[n.turn] AND NOT v_fresh[n.turn])) IS TRUE);
+                SELECT n.id, n.seq FROM unnest(w_turn, w_id, w_seq, w_kind) AS n(turn, id, seq, kind)
+                WHERE n.kind = 'event' AND v_ours[n.turn] AND NOT v_fresh[n.turn])) IS TRUE);
     END IF;
 
     -- (3) What the turns write. A record that exists already is refused by its key: the call is repeated, careful.
@@ -297,12 +297,12 @@ BEGIN
 
         IF cardinality(w_turn) > 0 THEN
             -- A later statement than the accept lock's: it sees what was accepted while we waited for the lock. After
-            -- a yield the next owner looks.
+            -- a yield or a pause the next owner looks.
             WITH registered AS (
                 INSERT INTO edda_waits AS w (
                     instance_id, seq, kind, name, hash, chain, shape_id, cursor, skip, deadline, due, detail)
                 SELECT n.id, n.seq, n.kind, n.name, n.hash, i.chain, n.shape, c.cursor, n.skip, c.deadline,
-                       n.kind = 'event' AND t_release[n.turn] <> 3 AND EXISTS (
+                       n.kind = 'event' AND t_release[n.turn] < 3 AND EXISTS (
                            SELECT 1 FROM edda_first_event_1(n.hash, i.chain, c.cursor, n.skip, n.shape) f
                            WHERE f.seq IS NOT NULL),
                        n.detail
@@ -412,7 +412,11 @@ BEGIN
     IF 0 < ANY (n_role) THEN
         PERFORM 1 FROM edda_insert_1(
             o_now, ARRAY(
-                SELECT CASE n.role WHEN 1 THEN v_fresh[n.turn] WHEN 2 THEN v_ours[n.turn] AND NOT v_kept[n.turn] ELSE false END
+                SELECT CASE n.role
+                           WHEN 1 THEN v_fresh[n.turn]
+                           WHEN 2 THEN v_ours[n.turn] AND NOT v_kept[n.turn] AND t_release[n.turn] = 2
+                           ELSE false
+                       END
                 FROM unnest(n_turn, n_role) WITH ORDINALITY AS n(turn, role, at) ORDER BY n.at),
             n_id, n_app, n_workflow, n_version, n_owner, n_chain, n_chain_started_at, n_live_key, n_priority, n_delay,
             n_start_event, n_parent, n_parent_seq, n_input, n_carried);
