@@ -15,8 +15,9 @@ from tests.crash.shop import Shop
 
 async def test_every_order_runs_once_and_every_event_arrives_in_order(shop: Shop) -> None:
     shop.start_sink()
-    workers = [await shop.start_ready("worker") for _ in range(2)]
-    relay = shop.start_relay()
+    # Nobody dies here: what is slow on a busy machine must not be taken for dead.
+    workers = [await shop.start_ready("worker", lease=20.0) for _ in range(2)]
+    relay = shop.start_relay(publish_timeout=10.0)
     await relay.line("^ready$")
     port = port_of(shop.start("gateway"))
     customers = Customers(lambda: port, random.Random(3))
