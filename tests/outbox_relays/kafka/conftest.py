@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -11,10 +12,25 @@ from edda.storage.contract import Storage
 from outbox_relays.kafka import KafkaPublisher
 from outbox_relays.relay import Relay
 from tests.outbox_relays.conftest import QUICK
-from tests.support.kafka import Kafka, mock_cluster
+from tests.support.kafka import Kafka, mock_cluster, shared
 from tests.support.processes import Process
+from tests.support.servers import UnavailableError
 
 MakeKafkaRelay = Callable[..., Awaitable[Relay]]
+
+
+@pytest.fixture
+def protocol() -> Iterator[Kafka]:
+    """Where Kafka's protocol is enough: the run's broker, or a mock cluster where none can be had."""
+    try:
+        found = shared()
+    except UnavailableError:
+        if os.environ.get("EDDA_REQUIRE_DATABASES") == "1":
+            raise
+        with mock_cluster() as (found, _):
+            yield found
+    else:
+        yield found
 
 
 @pytest.fixture

@@ -39,13 +39,13 @@ def by_key(records: list[Any]) -> dict[bytes | None, list[str]]:
 
 
 async def test_rows_become_records_with_their_ordering_key_and_in_its_order(
-    lite: Storage, mock: Mock, relay_to: MakeKafkaRelay
+    lite: Storage, protocol: Kafka, relay_to: MakeKafkaRelay
 ) -> None:
-    topic = new_name("t")
+    topic = await protocol.topic(4)
     await enqueue(lite, *keyed("abcdefgh", 60), row("alone", extensions={"myext": "é"}))
-    relay = await relay_to(lite, mock[0].bootstrap, topic, batch_bytes=4_000)
+    relay = await relay_to(lite, protocol.bootstrap, topic, batch_bytes=4_000)
     await eventually(lambda: is_empty(lite))
-    records = await mock[0].read(topic, 481)
+    records = await protocol.read(topic, 481)
     assert len(records) == relay.published == 481
     found = by_key(records)
     assert found.pop(None) == ["alone"]
@@ -62,23 +62,23 @@ async def test_rows_become_records_with_their_ordering_key_and_in_its_order(
 
 
 async def test_keys_meet_the_partitions_that_kafkas_own_clients_choose(
-    lite: Storage, mock: Mock, relay_to: MakeKafkaRelay
+    lite: Storage, protocol: Kafka, relay_to: MakeKafkaRelay
 ) -> None:
-    ours, theirs = new_name("t"), new_name("t")
+    ours, theirs = await protocol.topic(4), await protocol.topic(4)
     await enqueue(lite, *keyed("abcdefgh", 1))
-    await relay_to(lite, mock[0].bootstrap, ours)
+    await relay_to(lite, protocol.bootstrap, ours)
     await eventually(lambda: is_empty(lite))
-    await mock[0].send(theirs, *((key.encode(), b"", []) for key in "abcdefgh"))
-    where = [{r.key: r.partition for r in await mock[0].read(topic, 8)} for topic in (ours, theirs)]
+    await protocol.send(theirs, *((key.encode(), b"", []) for key in "abcdefgh"))
+    where = [{r.key: r.partition for r in await protocol.read(topic, 8)} for topic in (ours, theirs)]
     assert where[0] == where[1]
 
 
 async def test_structured_mode_keys_by_extension_and_topics_by_pattern(
-    lite: Storage, mock: Mock, relay_to: MakeKafkaRelay
+    lite: Storage, protocol: Kafka, relay_to: MakeKafkaRelay
 ) -> None:
-    default, other = new_name("t"), new_name("t")
+    default, other = await protocol.topic(4), await protocol.topic(4)
     publisher = KafkaPublisher(
-        mock[0].bootstrap, default, mode="structured", partitionkey=True, topics={"other.*": other}
+        protocol.bootstrap, default, mode="structured", partitionkey=True, topics={"other.*": other}
     )
     await publisher.open()
     events = [
@@ -93,17 +93,17 @@ async def test_structured_mode_keys_by_extension_and_topics_by_pattern(
         assert await publisher.publish(messages[3:]) == [Confirmed()]
     finally:
         await publisher.close()
-    records = await mock[0].read(default, 3)
+    records = await protocol.read(default, 3)
     assert events_of(records) == [events[0], events[1], events[3]]
     assert {record.key for record in records} == {b"p"}
     assert records[0].headers == (("content-type", b"application/cloudevents+json"),)
-    assert events_of(await mock[0].read(other, 1)) == [events[2]]
+    assert events_of(await protocol.read(other, 1)) == [events[2]]
 
 
 async def test_record_above_our_limit_is_given_up_and_harms_no_neighbour(
-    lite: Storage, mock: Mock, relay_to: MakeKafkaRelay
+    lite: Storage, protocol: Kafka, relay_to: MakeKafkaRelay
 ) -> None:
-    topic = new_name("t")
+    topic = await protocol.topic(4)
     await enqueue(
         lite,
         *keyed("ab", 3),
@@ -111,8 +111,8 @@ async def test_record_above_our_limit_is_given_up_and_harms_no_neighbour(
         row("behind", "c"),
         *keyed("de", 3),
     )
-    await relay_to(lite, mock[0].bootstrap, topic, max_record_bytes=65_536)
-    assert len(await mock[0].read(topic, 12)) == 12
+    await relay_to(lite, protocol.bootstrap, topic, max_record_bytes=65_536)
+    assert len(await protocol.read(topic, 12)) == 12
     await eventually(lambda: told(lite, "large", "max_record_bytes of the publisher"))
     assert await states(lite) == {
         "large": "dead",
@@ -180,9 +180,9 @@ async def test_confirm_that_does_not_come_in_time_is_unknown_and_nothing_is_sent
     assert by_key(records)[b"k"] in (["a", "c"], ["a", "b"], ["a", "b", "c"])
 
 
-async def test_what_is_cancelled_while_it_waits_is_not_sent(mock: Mock) -> None:
-    topic = new_name("t")
-    publisher = KafkaPublisher(mock[0].bootstrap, topic)
+async def test_what_is_cancelled_while_it_waits_is_not_sent(protocol: Kafka) -> None:
+    topic = await protocol.topic(4)
+    publisher = KafkaPublisher(protocol.bootstrap, topic)
     await publisher.open()
     try:
         await publisher.publish([Outgoing(CloudEvent("a", "/s", "t"), "k")])
@@ -193,7 +193,7 @@ async def test_what_is_cancelled_while_it_waits_is_not_sent(mock: Mock) -> None:
         assert await publisher.publish([Outgoing(CloudEvent("c", "/s", "t"), "k")]) == [Confirmed()]
     finally:
         await publisher.close()
-    assert by_key(await mock[0].read(topic, 2)) == {b"k": ["a", "c"]}
+    assert by_key(await protocol.read(topic, 2)) == {b"k": ["a", "c"]}
 
 
 # ---------------------------------------------------------------------------------------------- on a real broker
