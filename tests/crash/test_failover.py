@@ -12,17 +12,18 @@ from tests.support.eventually import eventually
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_worker_that_dies_with_a_thousand_instances_leaves_all_to_another(shop: Shop) -> None:
     gate = str(shop.hold)
     first = shop.start("crowd", gate=gate, slow=500, waiters=500)
-    await first.line("all there", timeout=60)
+    await first.line("all there", timeout=180)
     assert await shop.counts() == {"running": 500, "waiting": 500, "outbox": 0}
     first.kill()
     shop.hold.touch()
 
     second = shop.start("crowd", gate=gate, wake=500)
-    await second.line("all there", timeout=60)
-    await shop.all_done(1_000, timeout=60)
+    await second.line("all there", timeout=180)
+    await shop.all_done(1_000, timeout=180)
     owners = await shop.select(sa.select(instances.c.owner).where(instances.c.owner.is_not(None)))
     assert owners == []
 
