@@ -19,6 +19,8 @@ from sqlalchemy.pool import NullPool
 from edda.history.codec import decode
 from edda.storage import schema
 from tests.crash import workflows
+from tests.crash.roads import Found
+from tests.crash.workflows import Course
 from tests.support import servers
 from tests.support.databases import Database
 
@@ -67,18 +69,19 @@ class Books:
     leftovers: dict[str, int] = field(default_factory=dict)
 
 
-def faults(books: Books, orders: Mapping[str, int]) -> list[str]:
-    """What does not add up, given the orders and their amounts; empty if all does."""
+def faults(books: Books, orders: Mapping[str, int], course: str = "full") -> list[str]:
+    """What does not add up, given the orders, their amounts and their course; empty if all does."""
+    going = workflows.courses[course]
     return [
-        *_lost_or_doubled_runs(books, orders),
-        *_wrong_histories(books),
+        *_lost_or_doubled_runs(books, orders, going),
+        *_wrong_histories(books, going),
         *_wrong_bookings(books, orders),
         *_wrong_events(books, orders),
         *(f"left over: {number} rows of {what}" for what, number in books.leftovers.items() if number),
     ]
 
 
-def _lost_or_doubled_runs(books: Books, orders: Mapping[str, int]) -> Iterable[str]:
+def _lost_or_doubled_runs(books: Books, orders: Mapping[str, int], course: Course) -> Iterable[str]:
     runs: Counter[str] = Counter()
     for instance in books.instances:
         if instance.state != "completed":
@@ -90,18 +93,18 @@ def _lost_or_doubled_runs(books: Books, orders: Mapping[str, int]) -> Iterable[s
         runs[order_id] += 1
         if order_id not in orders:
             yield f"instance {instance.id} ran for {order_id}, which was never sent"
-        elif instance.output != workflows.result_of(order_id, orders[order_id]):
+        elif instance.output != course.result(order_id, orders[order_id]):
             yield f"order {order_id} has another result: {instance.output}"
     for order_id in orders:
         if runs[order_id] != 1:
             yield f"order {order_id} ran {runs[order_id]} times"
 
 
-def _wrong_histories(books: Books) -> Iterable[str]:
+def _wrong_histories(books: Books, course: Course) -> Iterable[str]:
     for instance in books.instances:
         entries = books.history.get(instance.id, [])
         told = tuple((entry.kind, entry.name) for entry in sorted(entries, key=lambda entry: entry.seq))
-        if told != workflows.HISTORY:
+        if told != course.history:
             yield f"history of {instance.id}: {told}"
         observed = sorted(entries, key=lambda entry: entry.pos)
         if len({entry.pos for entry in observed}) != len(observed):
@@ -141,6 +144,30 @@ def _wrong_events(books: Books, orders: Mapping[str, int]) -> Iterable[str]:
             yield f"the events of {order_id} came out in the order {first[order_id]}"
     for order_id in set(first) - set(orders):
         yield f"events came out for {order_id}, which was never sent"
+
+
+def out_of_order(sent: Iterable[Found], accepted: Iterable[tuple[str, str]]) -> list[str]:
+    """Where events were accepted in another order than they have in their lane, the first of each counting.
+
+    ``accepted``: (source, id) in accept order.
+    """
+    order = {identity: at for at, identity in enumerate(accepted)}
+    last: dict[int, int] = defaultdict(lambda: -1)
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for event in sent:
+        if event.identity in seen:
+            continue
+        seen.add(event.identity)
+        at = order.get(event.identity)
+        if at is None:
+            found.append(f"{event.identity} of lane {event.lane} was never accepted")
+        elif at < last[event.lane]:
+            found.append(f"{event.identity} of lane {event.lane} was accepted before what came before it")
+        else:
+            last[event.lane] = at
+    found += [f"{identity} was accepted, and is in no lane" for identity in order if identity not in seen]
+    return found
 
 
 async def read(urls: Iterable[str], sink: Path) -> Books:

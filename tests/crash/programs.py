@@ -29,9 +29,9 @@ from starlette.types import ASGIApp
 
 from edda.app import EddaApp
 from edda.engine.run import Run
-from outbox_relays.http import HttpPublisher
 from tests.crash import killpoints, workflows
 from tests.crash.killpoints import Point, Points
+from tests.crash.roads import ATTRIBUTES, Road
 from tests.support.eventually import eventually
 from tests.support.processes import Process, spawn
 
@@ -51,9 +51,16 @@ def start(program: str, **settings: Any) -> Process:
 
 
 async def gateway(text: str) -> None:
-    """Accepts events. It has no user code, because triggers are rows. Settings: url, fatal, patience."""
+    """Accepts events. It has no user code, because triggers are rows. Settings: url, fatal, patience, roads."""
     settings = _begin(text)
-    app = EddaApp("gateway", settings["url"], workflows=[], work=False, lease_seconds=LEASE_SECONDS)
+    app = EddaApp(
+        "gateway",
+        settings["url"],
+        workflows=[],
+        gateways=[Road(**road).gateway() for road in settings.get("roads", ())],
+        work=False,
+        lease_seconds=LEASE_SECONDS,
+    )
     app.store = killpoints.watch(app.store)
     serving = asyncio.create_task(serve(app))
     if "patience" in settings:
@@ -64,12 +71,12 @@ async def gateway(text: str) -> None:
 
 
 async def worker(text: str) -> None:
-    """Runs orders. Settings: url, app, lease, fatal, signal, patience of a shutdown."""
+    """Runs orders. Settings: url, app, course, lease, fatal, signal, patience of a shutdown."""
     settings = _begin(text)
     app = EddaApp(
         settings.get("app", SHOP),
         settings["url"],
-        workflows=[workflows.triggered_order],
+        workflows=[workflows.courses[settings.get("course", "full")].workflow],
         lease_seconds=settings.get("lease", LEASE_SECONDS),
         shutdown_timeout=settings.get("shutdown_timeout", 10.0),
     )
@@ -191,11 +198,9 @@ async def blocker(text: str) -> None:
 
 
 async def relay(text: str) -> None:
-    """Sends the outbox to the sink. Settings: url, sink, fatal."""
+    """Sends the outbox to the end of a road. Settings: url, road, fatal, publish_timeout."""
     settings = _begin(text)
-    publisher = HttpPublisher(
-        settings["sink"], publish_timeout=settings.get("publish_timeout", LEASE_SECONDS / 2)
-    )
+    publisher = Road(**settings["road"]).publisher(settings.get("publish_timeout", LEASE_SECONDS / 2))
     app = EddaApp("relay", settings["url"], workflows=[], relays=[publisher], lease_seconds=LEASE_SECONDS)
     app.store = killpoints.watch(app.store)
     await run_until_terminated(app)
@@ -212,7 +217,7 @@ async def sink(text: str) -> None:
 
         async def take(request: Request) -> Response:
             headers = request.headers
-            line = {name: headers[f"ce-{name}"] for name in ("id", "source", "type", "sequence")}
+            line = {name: headers[f"ce-{name}"] for name in ATTRIBUTES}
             lines.write(json.dumps({**line, "data": (await request.body()).decode()}).encode() + b"\n")
             if hold is not None and hold.exists():
                 print(f"holds {line['id']}", flush=True)

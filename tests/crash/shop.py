@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from edda.storage import schema
-from tests.crash import ledger
+from tests.crash import ledger, roads
 from tests.crash.programs import port_of, start
+from tests.crash.roads import Found, Road
 from tests.support.databases import Database
 from tests.support.eventually import eventually
 from tests.support.processes import Process
@@ -22,7 +24,10 @@ from tests.support.processes import Process
 
 @dataclass
 class Shop:
-    """``start`` adds a process that ends with the test, whatever state it is in."""
+    """``start`` adds a process that ends with the test, whatever state it is in.
+
+    ``way_in``, ``way_out``: the roads of its gateways (beside HTTP) and of its relays (in place of the sink).
+    """
 
     database: Database
     directory: Path
@@ -30,6 +35,8 @@ class Shop:
     url: str = ""
     sink_port: int = 0
     processes: list[Process] = field(default_factory=list)
+    way_in: Road | None = None
+    way_out: Road | None = None
 
     def __post_init__(self) -> None:
         self.url = self.database.url
@@ -64,7 +71,12 @@ class Shop:
 
     def start_relay(self, **settings: Any) -> Process:
         """A process that relays and does nothing else."""
-        return self.start("relay", sink=f"http://127.0.0.1:{self.sink_port}/", **settings)
+        road = self.way_out or Road("http", f"http://127.0.0.1:{self.sink_port}/")
+        return self.start("relay", road=asdict(road), **settings)
+
+    def start_gateway(self, **settings: Any) -> Process:
+        """A process that takes events in over HTTP, and over this shop's road if it has one."""
+        return self.start("gateway", roads=[] if self.way_in is None else [asdict(self.way_in)], **settings)
 
     async def start_ready(self, program: str, **settings: Any) -> Process:
         """Start it, and wait until it works."""
@@ -107,9 +119,52 @@ class Shop:
                 error.add_note(f"{process.target} ({process.pid}), {process.returncode}:\n{last}")
             raise
 
-    async def faults(self, orders: dict[str, int]) -> list[str]:
+    async def faults(self, orders: dict[str, int], course: str = "full") -> list[str]:
         """What the ledger says."""
-        return ledger.faults(await ledger.read([self.database.url], self.sink_file), orders)
+        return ledger.faults(await ledger.read([self.database.url], self.sink_file), orders, course)
+
+    async def accepted(self) -> list[tuple[str, str]]:
+        """The (source, id) of all events, in the order in which they were accepted."""
+        columns = schema.events.c
+        rows = await self.select(sa.select(columns.source, columns.event_id).order_by(columns.seq))
+        return [(row.source, row.event_id) for row in rows]
+
+    async def positions(self, group: str) -> dict[int, int]:
+        """Where each partition stands that this group reads."""
+        columns = schema.source_positions.c
+        rows = await self.select(
+            sa.select(columns.partition_id, columns.next_offset).where(columns.group_id == group)
+        )
+        return dict(tuple(row) for row in rows)
+
+    async def drained(self, timeout: float = 30) -> None:
+        """Wait until nothing is left to be read on the road in."""
+        road = self.way_in
+        assert road is not None
+
+        async def is_empty() -> bool:
+            if road.kind == "rabbitmq":
+                return await roads.waiting(road) == 0
+            stand = await self.positions(road.group)
+            end = await roads.ends(road)
+            assert stand == end, (stand, end)
+            return True
+
+        await eventually(is_empty, timeout, pause=0.2)
+
+    async def close(self) -> list[Found]:
+        """End every process that lives as SIGTERM does it; then write down what has come out, and return it."""
+        living = [process for process in self.processes if process.returncode is None]
+        for process in living:
+            process.terminate()
+        for process in living:
+            # A server that has stopped as it should gives itself the signal again, which then ends it.
+            assert process.wait() in {0, -signal.SIGTERM}, process.output
+        if self.way_out is None:
+            return []
+        found = await roads.read(self.way_out)
+        roads.write_down(found, self.sink_file)
+        return found
 
 
 @contextmanager

@@ -9,17 +9,13 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.crash.cast import Role, between
 from tests.crash.customers import Customers
-from tests.crash.programs import port_of
-from tests.crash.proxies import Proxy, proxied
+from tests.crash.proxies import Proxy
 from tests.crash.shop import Shop
-from tests.support.eventually import eventually
-from tests.support.processes import Process
 
 SECONDS = float(os.environ.get("EDDA_CHAOS_SECONDS", "45"))
 ORDERS_A_SECOND = 6
@@ -33,7 +29,7 @@ async def test_orders_survive_chaos(shop: Shop) -> None:
     print(f"EDDA_CHAOS_SEED={seed}")
     dice = random.Random(seed)
     shop.start_sink()
-    async with _between(shop) as proxy:
+    async with between(shop) as proxy:
         cast = [
             *(Role("gateway", lambda: shop.start("gateway")) for _ in range(2)),
             *(Role("worker", lambda: shop.start("worker")) for _ in range(3)),
@@ -62,52 +58,6 @@ async def test_orders_survive_chaos(shop: Shop) -> None:
     assert sum(customers.in_vain.values()) > 0
 
 
-class Role:
-    """A part that is played by one process after the other."""
-
-    def __init__(self, name: str, start: Callable[[], Process]) -> None:
-        self.name = name
-        self._start = start
-        self._process: Process | None = None
-        self._stopped = False
-        self.port = 1  # nobody listens there
-
-    async def start(self) -> None:
-        """A new process; it works when this returns."""
-        self._process = self._start()
-        if self.name == "gateway":
-            self.port = await asyncio.to_thread(port_of, self._process)
-        else:
-            await self._process.line("^ready$", timeout=60)
-
-    async def kill(self) -> None:
-        """And another one takes the part."""
-        assert self._process is not None
-        await asyncio.to_thread(self._process.kill)
-        self._stopped = False
-        self._process = self._start()
-        if self.name == "gateway":
-            self.port = await asyncio.to_thread(port_of, self._process)
-
-    async def stop_for(self, seconds: float) -> None:
-        """Frozen meanwhile."""
-        if self._process is None or self._stopped:
-            return
-        process, self._stopped = self._process, True
-        process.pause()
-        await asyncio.sleep(seconds)
-        if self._process is process:
-            process.resume()
-            self._stopped = False
-
-    async def heal(self) -> None:
-        """Whatever was done to it is over, and it works."""
-        assert self._process is not None
-        self._process.resume()
-        await eventually(lambda: not self._stopped, timeout=20)
-        assert self._process.returncode is None, self._process.output
-
-
 async def _do_harm(
     cast: list[Role], proxy: Proxy | None, dice: random.Random, until: asyncio.Task[None]
 ) -> Counter[str]:
@@ -133,15 +83,3 @@ async def _do_harm(
                 sleeping.create_task(role.stop_for(dice.uniform(0.2, 5)))
                 done[f"{role.name} stopped"] += 1
     return done
-
-
-@asynccontextmanager
-async def _between(shop: Shop) -> AsyncIterator[Proxy | None]:
-    """All processes reach the database through a proxy, where there is a server."""
-    if shop.database.kind == "sqlite":
-        yield None
-        return
-    async with proxied(shop.database.url) as proxy:
-        shop.url = proxy.url
-        await proxy.up()
-        yield proxy

@@ -2,7 +2,9 @@
 
 import gc
 
+import aio_pika
 import aiohttp
+import aiokafka
 import aiomysql
 import aiosqlite
 import asyncpg
@@ -19,7 +21,9 @@ from edda.storage.connect import open_store
 from tests.crash import nursery, programs
 
 __all__ = [
+    "aio_pika",
     "aiohttp",
+    "aiokafka",
     "aiomysql",
     "aiosqlite",
     "asyncpg",
