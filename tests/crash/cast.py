@@ -45,6 +45,7 @@ class Role:
         if self._process is None or self._stopped:
             return
         process, self._stopped = self._process, True
+        assert process.returncode is None, f"{process.target} has ended by itself:\n{process.output}"
         process.pause()
         await asyncio.sleep(seconds)
         if self._process is process:

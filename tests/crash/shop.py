@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -158,8 +159,9 @@ class Shop:
         for process in living:
             process.terminate()
         for process in living:
-            # A server that has stopped as it should gives itself the signal again, which then ends it.
-            assert process.wait() in {0, -signal.SIGTERM}, process.output
+            # Beside this loop: the way to the database may lead through it. A server that has stopped as it should
+            # gives itself the signal again, which then ends it.
+            assert await asyncio.to_thread(process.wait) in {0, -signal.SIGTERM}, process.output
         if self.way_out is None:
             return []
         found = await roads.read(self.way_out)
