@@ -11,7 +11,6 @@ from tests.crash.shop import Shop
 from tests.support.eventually import eventually
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.timeout(400)
 async def test_worker_that_dies_with_a_thousand_instances_leaves_all_to_another(shop: Shop) -> None:
     gate = str(shop.hold)
