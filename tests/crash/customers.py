@@ -192,7 +192,11 @@ class RabbitMQCustomers(Customers):
                     )
             except aio_pika.exceptions.PublishError:  # no such queue now
                 self.in_vain["unroutable"] += 1
-            except (aiormq.exceptions.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError) as error:
+            except (
+                aiormq.exceptions.AMQPError,
+                aiormq.exceptions.ChannelInvalidStateError,
+                OSError,
+            ) as error:
                 self.in_vain[type(error).__name__] += 1
             else:
                 return
