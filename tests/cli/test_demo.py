@@ -29,6 +29,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
+@pytest.mark.timeout(200)
 async def test_the_demo_adds_up_and_says_so(edda: Run) -> None:
     ran = await edda("demo", "--orders", str(ORDERS), "--json")
     told = json.loads(ran.out)

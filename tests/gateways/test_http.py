@@ -150,6 +150,7 @@ async def test_202_is_said_only_after_the_commit(inbox: Inbox, wire: Wire) -> No
 
 
 async def test_concurrent_requests_share_accept_transactions(inbox: Inbox, wire: Wire) -> None:
+    inbox._patience = 30
     async with client(inbox) as http:
         first = await asyncio.gather(*(post(http, binary(id=f"a-{number}")) for number in range(100)))
     assert [answer.status_code for answer in first] == [202] * 100

@@ -84,9 +84,10 @@ async def test_a_process_that_ends_without_the_line_fails_at_once_with_its_outpu
         await process.line("goodbye")
 
 
+@pytest.mark.timeout(200)
 async def test_a_killed_test_run_leaves_no_process_not_even_a_frozen_one() -> None:
     with spawn("tests.support.test_harness:start_and_freeze_another") as starter:
-        pid = int((await starter.line(r"^frozen (\d+)$"))[1])
+        pid = int((await starter.line(r"^frozen (\d+)$", timeout=120))[1])
         assert is_alive(pid)
         starter.kill()
         await eventually(lambda: not is_alive(pid))
@@ -101,7 +102,7 @@ def is_alive(pid: int) -> bool:
 
 def start_and_freeze_another() -> None:
     process = spawn("tests.support.test_harness:count_for_ever", "tick")
-    process.wait_for_line("tick 3")
+    process.wait_for_line("tick 3", timeout=100)
     process.pause()
     print("frozen", process.pid, flush=True)
     signal.pause()

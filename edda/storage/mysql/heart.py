@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from edda.errors import StorageUnavailableError
@@ -56,6 +57,14 @@ async def poll(link: Link, offset_us: int, app: str) -> Beat:
     return _beat(answers[-1].rows[0], alive=True)
 
 
+#: A renewal and a declaration of death may lock the same rows in two orders; one of them is sent again.
+_TRIES = 5
+
+
+class _RefusedError(StorageUnavailableError):
+    """For another transaction's sake; nothing was written."""
+
+
 class MySQLHeart:
     """A connection of the lease thread's own, made at the first beat and again after it was lost."""
 
@@ -69,6 +78,12 @@ class MySQLHeart:
         self._link: Link | None = None
 
     async def beat(self, worker: str, app: str, lease_us: int) -> Beat:
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_RefusedError):
+                return await self._beat(worker, app, lease_us)
+        return await self._beat(worker, app, lease_us)
+
+    async def _beat(self, worker: str, app: str, lease_us: int) -> Beat:
         try:
             if self._link is None or self._link.is_lost:
                 await self.close()
@@ -86,8 +101,8 @@ class MySQLHeart:
             await self.close()
             if not isinstance(error, Exception):
                 raise
-            if meaning(error) is Meaning.AGAIN:  # a deadlock with those who declare others dead
-                raise StorageUnavailableError(f"MySQL refused a renewal: {error}. Send it again.") from error
+            if meaning(error) is Meaning.AGAIN:
+                raise _RefusedError(f"MySQL refused a renewal: {error}. Send it again.") from error
             raise translate(error) from error
         row = answers[-1].rows[0]
         # Not by the number of changed rows: a row that already had this expiry does not count as changed.
