@@ -64,11 +64,11 @@ class Broker:
         self._names.append(name)
         return name
 
-    async def channel(self) -> aio_pika.abc.AbstractChannel:
+    async def channel(self, *, confirms: bool = True) -> aio_pika.abc.AbstractChannel:
         """A channel of this test's own connection."""
         if self._connection is None:
             self._connection = await aio_pika.connect(self.url)
-        return await self._connection.channel(on_return_raises=True)
+        return await self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
 
     async def queue(
         self, kind: str = "classic", name: str | None = None, arguments: Mapping[str, Any] = {}
@@ -155,15 +155,21 @@ class Broker:
         await channel.close()
 
     async def close(self) -> None:
-        """Take everything away that has a name of this test."""
+        """Take everything away that has a name of this test; what does not answer is left."""
         with suppress(Exception):
-            for name in self._names:
-                channel = await self.channel()
-                await channel.queue_delete(name)
-                await channel.exchange_delete(name)
-                await channel.close()
+            async with asyncio.timeout(20):
+                await self._take_away()
         if self._connection is not None:
-            await self._connection.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(10):
+                    await self._connection.close()
+
+    async def _take_away(self) -> None:
+        for name in self._names:
+            channel = await self.channel()
+            await channel.queue_delete(name)
+            await channel.exchange_delete(name)
+            await channel.close()
 
 
 class OwnBroker(Broker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -53,5 +54,6 @@ async def start_gateway() -> AsyncIterator[StartGateway]:
 
     yield start
     for gateway, inbox in gateways:
-        await gateway.stop()
-        await inbox.close()
+        async with asyncio.timeout(60):
+            await gateway.stop()
+            await inbox.close()

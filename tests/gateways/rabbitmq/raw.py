@@ -55,7 +55,8 @@ async def publish_raw(
 ) -> None:
     """Publish to a queue (or with any key to an exchange that it is bound to), and wait until it is there."""
     before = await broker.ready(queue)
-    channel = await (await broker.channel()).get_underlay_channel()
+    # Without confirms: the library would count what it has not sent.
+    channel = await (await broker.channel(confirms=False)).get_underlay_channel()
     assert isinstance(channel, aiormq.Channel)
     routing_key = queue.encode() if key is None else key
     method = struct.pack(">HHHB", 60, 40, 0, len(exchange)) + exchange.encode()
