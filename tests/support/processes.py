@@ -200,7 +200,7 @@ def _live(
     writer.close()
     for text in (sys.stdout, sys.stderr):
         assert isinstance(text, io.TextIOWrapper)
-        text.reconfigure(write_through=True)
+        text.reconfigure(line_buffering=True, write_through=True)
     os.environ.clear()
     os.environ.update(env)
     module, function = target.split(":")
