@@ -21,7 +21,9 @@ def run_pytest(workers: str) -> None:
         del os.environ[name]
     os.environ.pop("EDDA_TEST_POSTGRES_URL", None)
     run.leave()
-    sys.exit(pytest.main([str(Path(__file__)), "-n", workers, "-p", "no:cacheprovider", "-m", "", "-s"]))
+    arguments = [str(Path(__file__)), "-n", workers, "-p", "no:cacheprovider", "-m", "", "-s"]
+    # A fresh interpreter in the same process: this one has imported what pytest would rewrite.
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
 
 @pytest.mark.parametrize("number", [1, 2])
