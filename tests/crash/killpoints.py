@@ -77,6 +77,7 @@ class Points:
             self.reached[what] += 1
         if self.fatal == Point(what, self.reached[what], when):
             say(f"{self.signal.name} at {self.fatal}")
+            self.fatal = None  # a call that is made again has the same number
             os.kill(os.getpid(), self.signal)
 
     def all(self) -> list[Point]:

@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from edda.app import EddaApp
 from edda.cloudevent import CloudEvent
-from edda.errors import InstanceExistsError
+from edda.errors import InstanceExistsError, StorageUnavailableError
 from edda.storage import schema
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
@@ -37,8 +37,9 @@ from tests.support.eventually import eventually
 
 AMOUNT = 7
 
-#: Seconds until a child that hangs says where, and dies.
+#: Seconds until a child that hangs says where, and dies; longer if it is going to be stopped for a while.
 _PATIENCE = 50
+_PATIENCE_WHEN_STOPPED = 250
 
 
 def shop_of(point: str) -> str:
@@ -93,7 +94,11 @@ class _Play:
 
     def _fork(self, point: str, *, fatal: bool) -> int:
         points = Points(Point.of(point) if fatal else None, self._signal)
-        return fork(lambda: _live(self._settings, shop_of(point), points))
+        stops = fatal and self._signal is signal.SIGSTOP
+        return fork(
+            lambda: _live(self._settings, shop_of(point), points),
+            patience=_PATIENCE_WHEN_STOPPED if stops else _PATIENCE,
+        )
 
     def _ended(self, pid: int, status: int) -> None:
         if pid in self._first:
@@ -152,7 +157,7 @@ def _import_everything(url: str) -> None:
     gc.freeze()
 
 
-def fork(work: Callable[[], None]) -> int:
+def fork(work: Callable[[], None], *, patience: float = _PATIENCE) -> int:
     """A child that does the work and ends; its pid."""
     sys.stdout.flush()
     pid = os.fork()
@@ -162,7 +167,7 @@ def fork(work: Callable[[], None]) -> int:
     try:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        faulthandler.dump_traceback_later(_PATIENCE, exit=True)
+        faulthandler.dump_traceback_later(patience, exit=True)
         work()
         status = 0
     except BaseException:
@@ -212,15 +217,38 @@ async def _fulfil_one_order(url: str, sink: str, shop: str) -> None:
             async with raw.engine().connect() as connection:
                 return await connection.scalar(rows) == 0
 
+        async def is_delivered() -> bool:
+            await app.deliver(payment(order_id, AMOUNT))
+            return True
+
+        def begin_again() -> None:
+            """While the process was stopped nothing could go on."""
+            limit.reschedule(loop.time() + _PATIENCE - 10)
+
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_PATIENCE - 10):
-                await eventually(has_come_to_its_wait, timeout=_PATIENCE, pause=0.05)
-                await app.deliver(payment(order_id, AMOUNT))
+            async with asyncio.timeout(_PATIENCE - 10) as limit:
+                loop.add_signal_handler(signal.SIGCONT, begin_again)
+                await _until(has_come_to_its_wait)
+                await _until(is_delivered)
                 await handle.result()
-                await eventually(is_all_out, timeout=_PATIENCE, pause=0.05)
+                await _until(is_all_out)
         except TimeoutError:
             await _describe(app, raw)
             raise
+
+
+async def _until(question: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again until it is so, also where the database did not answer: a process that was stopped has lost it."""
+
+    async def asked() -> bool:
+        try:
+            return await question()
+        except StorageUnavailableError as error:
+            print(f"{os.getpid()} asks again: {error}")
+            return False
+
+    await eventually(asked, timeout=_PATIENCE_WHEN_STOPPED, pause=0.05)
 
 
 async def _describe(app: EddaApp, store: Storage) -> None:

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 import random
+import signal
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import asyncpg
 
 from edda.cloudevent import CloudEvent
 from edda.errors import StorageUnavailableError
@@ -110,3 +114,23 @@ async def deliver_readings(url: str, seed: str, devices: str, each: str) -> None
     print("delivered", flush=True)
     await inbox.close()
     await store.close()
+
+
+async def take_and_freeze_while_preparing(url: str, relay: str) -> None:
+    """Takes the outbox, and stops itself when the server has parsed the statement after the lease's lock."""
+    prepare, prepared = asyncpg.Connection.prepare, []
+
+    async def freezing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        statement = await prepare(self, *args, **kwargs)
+        prepared.append(args[0])
+        if any("FOR NO KEY UPDATE" in text for text in prepared[:-1]):
+            print("frozen", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return statement
+
+    asyncpg.Connection.prepare = freezing  # type: ignore[method-assign]  # in this process only
+    store = await _open(url, 2_000_000)
+    try:
+        await store.outbox_take("default", relay, 1_000_000, 100, 1 << 20)
+    except StorageUnavailableError as error:
+        print("refused", error, flush=True)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from edda.storage.connect import open_store
 from edda.storage.contract import Storage
 from edda.storage.rows import Applied, Verdict
 from edda.storage.schema import event_keys, events, history, instances
@@ -104,12 +105,28 @@ async def test_a_process_killed_inside_its_transaction_leaves_nothing_and_holds_
     assert await raw.count(event_keys) == len(stored) - 1
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_process_stopped_while_the_server_awaits_its_next_message_holds_no_lock_for_long(
+    database: Database,
+) -> None:
+    """No timeout of the server's counts there."""
+    ours = open_store(database.url)
+    await ours.open(2_000_000)
+    with spawn(
+        "tests.interleavings.programs:take_and_freeze_while_preparing", database.url, "frozen"
+    ) as process:
+        await process.line("^frozen$")
+        taken = await ours.outbox_take("default", "ours", 1_000_000, 100, 1 << 20)
+        assert taken.held
+        process.resume()
+        await process.line("^refused .*terminating connection due to administrator command")
+    await ours.close()
+
+
 async def test_a_process_stopped_while_it_writes_a_sqlite_file_holds_it_until_it_is_gone(
     sqlite_database: Database,
 ) -> None:
     """Said in the documentation: on SQLite one process per file is what is recommended."""
-    from edda.storage.connect import open_store
-
     store = open_store(sqlite_database.url)
     await store.open(given.LEASE_US)
     await store.migrate()

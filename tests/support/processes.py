@@ -110,6 +110,7 @@ class Process:
 
     def resume(self) -> None:
         """SIGCONT it."""
+        assert self.returncode is None, f"{self.target} has ended with {self.returncode}:\n{self.output}"
         os.kill(self._pid, signal.SIGCONT)
 
     def terminate(self) -> None:

@@ -18,6 +18,7 @@ import asyncpg
 import sqlalchemy as sa
 
 from edda.errors import ConfigurationError, StorageUnavailableError
+from edda.storage.postgresql.frozen import OWN_SESSION
 
 Row = asyncpg.Record
 
@@ -85,7 +86,7 @@ class Address:
                 statement_cache_size=0 if self.pooled else 100,
                 max_cached_statement_lifetime=0,
                 connection_class=_PooledConnection if self.pooled else asyncpg.Connection,
-                server_settings={"application_name": "edda", **({} if self.pooled else settings)},
+                server_settings={"application_name": OWN_SESSION, **({} if self.pooled else settings)},
             )
         except asyncpg.ClientConfigurationError as error:
             raise ConfigurationError(

@@ -56,6 +56,11 @@ def is_repeated_record(error: BaseException) -> bool:
     )
 
 
+def is_lock_timeout(error: BaseException) -> bool:
+    """True if another transaction has held a lock for longer than ``lock_timeout``."""
+    return isinstance(error, asyncpg.LockNotAvailableError)
+
+
 def meaning(error: BaseException) -> Meaning | None:
     """None: not an error of the database's, or a bug of ours; it goes up as it is."""
     if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):

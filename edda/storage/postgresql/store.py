@@ -35,7 +35,8 @@ from edda.storage.postgresql.connection import (
     session_settings,
     set_locally,
 )
-from edda.storage.postgresql.errors import Meaning, meaning, translate
+from edda.storage.postgresql.errors import Meaning, is_lock_timeout, meaning, translate
+from edda.storage.postgresql.frozen import USERS_SESSION, end_frozen_sessions
 from edda.storage.postgresql.rows import INSERT_INSTANCES, NOW, all_instance_columns
 from edda.storage.rows import (
     AcceptBatch,
@@ -244,6 +245,8 @@ class PostgreSQLStore(CoreStore):
             if what is not Meaning.AGAIN:
                 raise translate(outcome) from outcome
             log.debug("transaction_again", extra={"attempt": attempt, "error": str(outcome)})
+            if is_lock_timeout(outcome):
+                await self._end_frozen_sessions()
             await asyncio.sleep(random.random() * 0.01 * 2 ** min(attempt, 6))  # noqa: S311, jitter
         raise StorageUnavailableError(
             f"PostgreSQL refused a transaction {_TRIES} times for others' sake (deadlock, lock timeout). Nothing was "
@@ -255,7 +258,7 @@ class PostgreSQLStore(CoreStore):
     def engine(self) -> AsyncEngine:
         if self._users is None:
             self._users = self._make_engine(
-                self._address.settings,
+                {"application_name": USERS_SESSION, **self._address.settings},
                 pool_size=self._pool_size,
                 max_overflow=self._max_overflow,
                 pool_timeout=self._pool_timeout,
@@ -280,8 +283,18 @@ class PostgreSQLStore(CoreStore):
             self._cold = self._make_engine(settings, pool_size=1, max_overflow=self._pool_size)
             for event in ("before_cursor_execute", "begin", "commit", "rollback"):
                 sa.event.listen(self._cold.sync_engine, event, self._count)
-        async with self._cold.begin() as connection:
-            return await connection.run_sync(work)
+        try:
+            async with self._cold.begin() as connection:
+                return await connection.run_sync(work)
+        except sa.exc.DBAPIError as error:
+            if is_lock_timeout(_driver_error(error)):
+                await self._end_frozen_sessions()
+            raise
+
+    async def _end_frozen_sessions(self) -> None:
+        ended = await self._transact(lambda link: end_frozen_sessions(link, self.lease_us // 2))
+        if ended:
+            log.warning("frozen_sessions_ended", extra={"count": ended})
 
     def _classify(self, error: BaseException) -> BaseException | None:
         if isinstance(error, sa.exc.TimeoutError):
