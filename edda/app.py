@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edda.app")
 
+#: Seconds between two tries to start while the database is away.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+
 
 class EddaApp:
     """One service: its database, its workflows, its gateways and relays. Several can live in one process.
@@ -173,17 +176,26 @@ class EddaApp:
         """
         if self._starting is None:
             self._starting = asyncio.Lock()
-        async with self._starting, AsyncExitStack() as stack:
-            if self._initialized:
-                return
-            await self._start(stack)
-            self._parts = stack.pop_all()
+        async with self._starting:
+            pause = _FIRST_PAUSE
+            while not self._initialized:
+                try:
+                    async with AsyncExitStack() as stack:
+                        await self._start(stack)
+                        self._parts = stack.pop_all()
+                except StorageUnavailableError as error:
+                    self.waiting_for = str(error)
+                    log.warning("waiting_for_database", extra={"app": self.service_name, "error": str(error)})
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+            self.waiting_for = None
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Each part with what stops it; the last to start stops first."""
         self.workflows = self._collect()
         stack.push_async_callback(self.store.close)
-        await self._connect()
+        await self.store.open(int(self._options.lease_seconds * 1_000_000))
+        await self.store.migrate()
         shapes = Shapes(self.store)
         news = News(self.store, self.service_name)
         news.on_outbox = self._kick_relays
@@ -224,21 +236,6 @@ class EddaApp:
         running_apps.append(self)
         outlets.append(self)
         log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
-
-    async def _connect(self) -> None:
-        pause = 0.2
-        while True:
-            try:
-                await self.store.open(int(self._options.lease_seconds * 1_000_000))
-                await self.store.migrate()
-            except StorageUnavailableError as error:
-                self.waiting_for = str(error)
-                log.warning("waiting_for_database", extra={"app": self.service_name, "error": str(error)})
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
-            else:
-                self.waiting_for = None
-                return
 
     async def shutdown(self) -> None:
         """Stop: take in and claim no more, let turns finish within ``shutdown_timeout``, give leases back."""

@@ -322,6 +322,18 @@ class Storage(Protocol):
         """A paused instance becomes runnable: fence + 1, error NULL, available_at now. Its app; None: not paused."""
         ...
 
+    async def request_cancel(self, instance_id: str, detail: bytes) -> tuple[str, State] | None:
+        """Ask the owner to cancel; (app, state before). None: no such instance. Of an ended one nothing changes.
+
+        A wait of kind cancel, number 0, is inserted due (the first request's ``detail`` stays) and signals + 1. What
+        waits, is paused (fence + 1, error NULL) or is runnable becomes runnable with available_at now.
+        """
+        ...
+
+    async def cancelling(self, worker: str) -> list[str]:
+        """Instances that this worker owns and somebody wants cancelled."""
+        ...
+
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         """Mark waits due whose deadline has come. Returns (apps woken, number of waits fired).
 

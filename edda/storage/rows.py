@@ -21,11 +21,12 @@ class State(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    RECURRED = "recurred"
     DEAD = "dead"
 
 
 #: States that an instance never leaves; ``live_key`` is NULL in them.
-ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.DEAD})
+ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.RECURRED, State.DEAD})
 
 
 class WaitKind(StrEnum):
@@ -35,6 +36,12 @@ class WaitKind(StrEnum):
     TIMER = "timer"
     RETRY = "retry"
     CHILD = "child"
+    CANCEL = "cancel"  # number 0: somebody wants it cancelled; always due
+    COMPENSATING = "compensating"  # number -1: never due; says that its code has ended and is being undone
+
+
+#: Numbers of waits that no command has.
+CANCEL_SEQ, COMPENSATING_SEQ = 0, -1
 
 
 # ---------------------------------------------------------------------------------------------- instances

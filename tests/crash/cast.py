@@ -34,7 +34,8 @@ class Role:
     async def kill(self) -> None:
         """And another one takes the part."""
         assert self._process is not None
-        await asyncio.to_thread(self._process.kill)
+        process, self._process = self._process, None  # whoever has stopped it shall not wake it
+        await asyncio.to_thread(process.kill)
         self._stopped = False
         self._process = self._start()
         if self.name == "gateway":

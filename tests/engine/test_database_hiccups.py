@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from edda.activity import activity
+from edda.app import EddaApp
 from edda.context import WorkflowContext
 from edda.errors import StorageUnavailableError
 from edda.storage.rows import ClaimedInstance
 from edda.workflow import workflow
 from tests.engine.conftest import MakeApp
+from tests.support.databases import Database
 
 
 @activity
@@ -37,6 +39,19 @@ def fail_first(real: Callable[..., Any], error: Exception, times: int = 1) -> tu
         return await real(*args, **kwargs)
 
     return calls, method
+
+
+@pytest.mark.parametrize("name", ["open", "migrate", "declare_triggers", "now", "register_worker"])
+async def test_a_database_that_goes_away_in_the_middle_of_the_start_is_waited_for(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    app = EddaApp("test", sqlite_database.url, workflows=[adding])
+    calls, method = fail_first(getattr(app.store, name), StorageUnavailableError("gone"), 2)
+    monkeypatch.setattr(app.store, name, method)
+    async with app:
+        assert len(calls) >= 3
+        assert app.waiting_for is None
+        assert await app.handle(await adding.start()).result(timeout=20) == 3
 
 
 async def test_waiting_for_a_result_waits_for_the_database(

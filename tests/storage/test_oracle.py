@@ -74,6 +74,7 @@ class Script:
             (3, self.workers_die),
             (3, self.worker_beats),
             (3, self.resume),
+            (3, self.cancel),
             (8, self.relay),
             (3, self.look),
             (6, self.time_passes),
@@ -138,7 +139,7 @@ class Script:
             wait.seq: wait for wait in (self.a_wait() for _ in range(self.random.randint(0, 2)))
         }.values()
         registered = {wait.seq for wait in turn.waits}
-        turn.drop_waits += [seq for seq in self.some(list(range(1, 7))) if seq not in registered]
+        turn.drop_waits += [seq for seq in self.some(list(range(7))) if seq not in registered]
         if turn.records:  # without one, a repeat could not be told
             turn.outbox += [self.a_message() for _ in range(self.random.randint(0, 2))]
             turn.children += [given.instance(one, parent=name) for one in self.some(CHILDREN, 1)]
@@ -348,6 +349,12 @@ class Script:
     async def resume(self) -> None:
         name = self.random.choice(IDS)
         await self.pair.ask(f"resume {name}", lambda side: side.store.resume(name))
+
+    async def cancel(self) -> None:
+        name, detail = self.random.choice(IDS), self.random.choice([b"1", b"2"])
+        await self.pair.ask(f"cancel {name}", lambda side: side.store.request_cancel(name, detail))
+        worker = self.random.choice(self.workers)
+        await self.pair.ask(f"cancelling of {worker}", lambda side: side.store.cancelling(worker))
 
     async def relay(self) -> None:
         owner = self.random.choice(["r1", "r1", "r2"])

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from edda.errors import EddaError, StorageUnavailableError
 from edda.storage.contract import HintListener
-from edda.storage.core import instances, ownership, positions, queries, relay, sessions, wakes
+from edda.storage.core import cancel, instances, ownership, positions, queries, relay, sessions, wakes
 from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
@@ -201,6 +201,14 @@ class CoreStore:
 
     async def resume(self, instance_id: str) -> str | None:
         return await self._run(lambda c: ownership.resume(c, self.traits, instance_id, self._now(c)))
+
+    async def request_cancel(self, instance_id: str, detail: bytes) -> tuple[str, State] | None:
+        return await self._run(
+            lambda c: cancel.request_cancel(c, self.traits, instance_id, detail, self._now(c))
+        )
+
+    async def cancelling(self, worker: str) -> list[str]:
+        return await self._run(lambda c: cancel.cancelling(c, worker), write=False)
 
     # ---------------------------------------------------------------- relay
 

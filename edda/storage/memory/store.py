@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -18,8 +18,10 @@ from edda.storage import schema
 from edda.storage.contract import HintListener
 from edda.storage.memory import accept, outbox
 from edda.storage.memory import turns as turn_of
-from edda.storage.memory.tables import Instance, Tables, Worker, check_keys, check_text, view
+from edda.storage.memory.tables import Instance, Tables, Wait, Worker, check_keys, check_text, view
 from edda.storage.rows import (
+    CANCEL_SEQ,
+    ENDED,
     LEFT_AFTER_US,
     AcceptBatch,
     AcceptResult,
@@ -30,6 +32,7 @@ from edda.storage.rows import (
     InstanceRow,
     LoadedInstance,
     NewInstance,
+    NewWait,
     OutboxMessage,
     Record,
     RelayOutcome,
@@ -40,6 +43,7 @@ from edda.storage.rows import (
     Trigger,
     Turn,
     TurnResult,
+    WaitKind,
     WaitRow,
 )
 
@@ -290,6 +294,29 @@ class MemoryStore:
                 return None
             fence, at = row.fence + 1, {"available_at": t.now, "updated_at": t.now}
             return t.update(instance_id, state=State.RUNNABLE, fence=fence, error=None, **at).new.app
+
+    async def request_cancel(self, instance_id: str, detail: bytes) -> tuple[str, State] | None:
+        with self.transaction() as t:
+            row = t.instances.get(instance_id)
+            if row is None or row.state in ENDED:
+                return None if row is None else (row.new.app, row.state)
+            new = NewWait(CANCEL_SEQ, WaitKind.CANCEL, "cancel", detail=detail)
+            t.waits.setdefault((instance_id, CANCEL_SEQ), Wait(new, row.chain, 0, None, due=True))
+            changes: dict[str, Any] = {"signals": row.signals + 1, "updated_at": t.now}
+            if row.state is not State.RUNNING:
+                changes |= {"state": State.RUNNABLE, "available_at": t.now}
+            if row.state is State.PAUSED:
+                changes |= {"fence": row.fence + 1, "error": None}
+            t.update(instance_id, **changes)
+            return row.new.app, row.state
+
+    async def cancelling(self, worker: str) -> list[str]:
+        with self.transaction() as t:
+            return sorted(
+                one
+                for one, row in t.instances.items()
+                if row.owner == worker and (one, CANCEL_SEQ) in t.waits
+            )
 
     async def fire_timers(self, limit: int = 1000) -> tuple[frozenset[str], int]:
         with self.transaction() as t:
