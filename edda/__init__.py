@@ -17,10 +17,12 @@ from edda.app import EddaApp
 from edda.cloudevent import CloudEvent
 from edda.context import WorkflowContext
 from edda.errors import EddaError, NonDeterminismError
-from edda.handle import Handle
+from edda.handle import Handle, WorkflowCancelledError
+from edda.hooks import HooksBase, WorkflowHooks
 from edda.outbox import enqueue as outbox
 from edda.received import ReceivedEvent
 from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
+from edda.saga import compensation, on_failure, register_compensation
 from edda.transactional import send_event_transactional
 from edda.waits import EventTimeoutError, sleep, sleep_until, wait_event, wait_timer, wait_until
 from edda.workflow import workflow
@@ -33,14 +35,20 @@ __all__ = [
     "EddaError",
     "EventTimeoutError",
     "Handle",
+    "HooksBase",
     "NonDeterminismError",
     "ReceivedEvent",
     "RetryExhaustedError",
     "RetryPolicy",
     "TerminalError",
+    "WorkflowCancelledError",
     "WorkflowContext",
+    "WorkflowHooks",
     "activity",
+    "compensation",
+    "on_failure",
     "outbox",
+    "register_compensation",
     "send_event_transactional",
     "sleep",
     "sleep_until",

@@ -15,6 +15,7 @@ from edda.errors import TransactionError
 from edda.history.arguments import args_hash, hints_of
 from edda.history.codec import adapter_for
 from edda.retry import RetryPolicy
+from edda.saga import undoing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,7 +61,14 @@ class Activity(Generic[P, R]):
             return self._body(attempt, WorkflowContext(attempt.run, attempt), args, kwargs)
 
         name = self.name if activity_id is None else str(activity_id)
-        call = ActivityCall(name, invoke, self.retry_policy, self._adapter)
+        call = ActivityCall(
+            name,
+            invoke,
+            self.retry_policy,
+            self._adapter,
+            undoing(self.func, args, kwargs),
+            function=self.name,
+        )
         digest = args_hash(args, kwargs, f"arguments of activity {self.name!r}")
         return await run_of(ctx).activity(call, digest)  # type: ignore[no-any-return]
 

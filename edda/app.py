@@ -21,12 +21,13 @@ from edda.engine.worker import Worker, WorkerOptions
 from edda.errors import (
     ConfigurationError,
     InstanceExistsError,
+    InstanceNotFoundError,
     NotRunningError,
     OwnershipLostError,
     StorageUnavailableError,
 )
 from edda.event_handlers import EventHandler, handler_workflow
-from edda.handle import Handle, outcome_of
+from edda.handle import Handle, continued_as, outcome_of
 from edda.inbox.accept import Inbox
 from edda.inbox.registry import Shapes
 from edda.outbox.outlets import outlets, routed
@@ -48,6 +49,17 @@ log = logging.getLogger("edda.app")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
 
+class ReplayEngine:
+    """What code written for ``edda-framework 0.16`` asks of the engine."""
+
+    def __init__(self, app: EddaApp) -> None:
+        self._app = app
+
+    async def cancel_workflow(self, instance_id: str, cancelled_by: str = "user") -> bool:
+        """See ``EddaApp.cancel``."""
+        return await self._app.cancel(instance_id, by=cancelled_by)
+
+
 class EddaApp:
     """One service: its database, its workflows, its gateways and relays. Several can live in one process.
 
@@ -57,6 +69,7 @@ class EddaApp:
         workflows: What this app runs; default: every workflow declared in the process.
         gateways: Where events come from beside HTTP, e.g. ``KafkaGateway(...)``, ``RabbitMQGateway(...)``.
         relays: Where outbox events go. Each is a publisher, e.g. ``HttpPublisher(url)``.
+        hooks: What is told of its workflows' lives: see ``WorkflowHooks``.
         outbox_enabled, broker_url: As in ``edda-framework 0.16``: publish every event to one HTTP broker.
         work: False makes a client: it starts, queries and delivers, and runs no workflows.
         run_gateways, run_relays: False leaves them to other processes. The relays still say where events go.
@@ -74,7 +87,7 @@ class EddaApp:
         db_url: str,
         outbox_enabled: bool = False,
         broker_url: str | None = None,
-        hooks: object = None,
+        hooks: object | None = None,
         default_retry_policy: RetryPolicy | None = None,
         message_retention_days: int = 7,
         pool_size: int = 5,
@@ -147,6 +160,7 @@ class EddaApp:
             shutdown_timeout=shutdown_timeout,
             strict_arguments=strict_arguments,
             default_policy=default_retry_policy or DEFAULT_RETRY_POLICY,
+            hooks=hooks,
         )
         self.work = work
         self.run_gateways = run_gateways
@@ -338,9 +352,7 @@ class EddaApp:
         """See ``Workflow.start``."""
         new = self._new_instance(workflow, kwargs, options)
         if not self.work or self.worker.stopping:
-            handle = await self._insert(new, options)
-            outcome_of(await handle.ended())
-            return handle.id
+            return await self._follow((await self._insert(new, options)).id)
         released = await self.worker.start_inline(_owned(new, self.worker.owner), wait=True)
         assert released is not None  # noqa: S101, wait=True
         if isinstance(released.error, InstanceExistsError):
@@ -350,14 +362,22 @@ class EddaApp:
         if released.state is None and not _went_elsewhere(released.error):
             raise released.error  # type: ignore[misc]
         if released.state is State.WAITING and released.user_visible:
-            return new.id
+            return released.instance_id
         if released.state in {None, State.RUNNABLE, State.WAITING}:
             # Lost to another worker, given back, or parked on a retry: the outcome is still to come.
-            outcome_of(await self.handle(new.id).ended())
-            return new.id
+            return await self._follow(released.instance_id)
         if released.error is not None:
             raise released.error
-        return new.id
+        return released.instance_id
+
+    async def _follow(self, instance_id: str) -> str:
+        """Until it has ended: raise its exception, or give the id of the last run of its chain."""
+        row = await self.handle(instance_id).ended()
+        while row.state is State.RECURRED:
+            row = await self.handle(continued_as(row)).ended()
+        if row.state is not State.CANCELLED:
+            outcome_of(row)
+        return row.id
 
     async def submit_workflow(
         self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
@@ -402,6 +422,18 @@ class EddaApp:
             priority=options.priority,
             delay_us=0 if options.delay is None else int(options.delay.total_seconds() * 1_000_000),
         )
+
+    async def cancel(self, instance_id: str, *, by: str = "user", wait: float | None = 30.0) -> bool:
+        """Cancel an instance: see ``Handle.cancel``. False also for one that does not exist."""
+        try:
+            return await self.handle(instance_id).cancel(by=by, wait=wait)
+        except InstanceNotFoundError:
+            return False
+
+    @property
+    def replay_engine(self) -> ReplayEngine | None:
+        """As in ``edda-framework 0.16``: ``await app.replay_engine.cancel_workflow(id)``; None before initialize."""
+        return ReplayEngine(self) if self._initialized else None
 
     async def resume_instance(self, instance_id: str) -> None:
         """See ``Workflow.resume``."""

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from edda.cloudevent import CloudEvent
-from edda.errors import StorageError
+from edda.errors import NotRunningError, StorageError
 from edda.sdk_events import cloudevent_of
 from edda.storage.rows import EventResult
-from gateways.http.app import http_gateway
+from gateways.http.app import http_gateway, unauthorized
 
 if TYPE_CHECKING:
     from edda.app import EddaApp
@@ -28,6 +28,9 @@ log = logging.getLogger("edda.app")
 
 #: Seconds in which a wrong configuration shows itself, so that the server does not start at all.
 _START_WATCHED = 2.0
+
+#: Seconds for which ``POST /cancel`` waits for the end.
+_CANCEL_TIMEOUT = 20.0
 
 #: Seconds that the database has to answer ``/readyz``.
 _PING_TIMEOUT = 5.0
@@ -66,8 +69,26 @@ def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
         reason = reason or f"look at {', '.join(ill)}"
         return JSONResponse({"status": "unhealthy", "reason": reason, **_parts(app)}, status_code=503)
 
+    secrets = [token.encode() for token in tokens]
+
+    async def cancel(request: Request) -> Response:
+        """As ``edda-framework 0.16`` answered; 202 where it is asked for and has not ended yet."""
+        if (refusal := unauthorized(request, secrets)) is not None:
+            return refusal
+        instance_id = request.path_params["instance_id"]
+        try:
+            if not await app.cancel(instance_id, by="http", wait=_CANCEL_TIMEOUT):
+                error = f"instance {instance_id!r} does not exist, or has ended: nothing was cancelled"
+                return JSONResponse({"error": error}, status_code=400)
+            status = await app.handle(instance_id).status()
+        except (StorageError, NotRunningError) as error:
+            return JSONResponse({"error": str(error), "retryable": True}, status_code=503)
+        code = 200 if status == "cancelled" else 202
+        return JSONResponse({"status": status, "instance_id": instance_id}, status_code=code)
+
     return Starlette(
         routes=[
+            Route("/cancel/{instance_id}", cancel, methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/readyz/gateways", readyz_gateways),

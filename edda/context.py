@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from edda.engine.outcome import RecurError
 from edda.errors import TransactionError
 
 if TYPE_CHECKING:
@@ -54,6 +55,40 @@ class WorkflowContext:
         Raises TransactionError outside an activity.
         """
         return self._need_attempt("ctx.session").session
+
+    @property
+    def hooks(self) -> Any:
+        """The app's hooks; None where it has none."""
+        return self._run.host.hooks
+
+    @property
+    def cancelled(self) -> bool:
+        """Inside an activity: whether its workflow is being cancelled, or its time is up.
+
+        An async activity is cancelled by itself (``asyncio.CancelledError`` at its next await). One in a thread cannot
+        be: look at this between two pieces of work, and stop.
+        """
+        return self._attempt is not None and (self._attempt.cancelled or self._run.closed)
+
+    async def recur(self, **kwargs: Any) -> NoReturn:
+        """End this run and go on as a new one with these arguments, with an empty history.
+
+        The new run has an id of its own; what the chain of runs has received counts as received, and what is addressed
+        to one of them reaches the one that lives. Compensations registered so far are dropped: nothing undoes what an
+        earlier run did. The ended run's status is ``recurred``.
+
+        Raises TypeError for arguments that the workflow does not take, TransactionError inside an activity or a
+        transaction.
+        """
+        if self._attempt is not None:
+            msg = f"ctx.recur() ends the run of {self.workflow_name!r}: call it in the workflow, not in an activity"
+            raise TransactionError(msg)
+        encode = self._run.definition.encode
+        if encode is None:
+            msg = f"ctx.recur(): {self.workflow_name!r} is a handler of events, and has no arguments to go on with"
+            raise TransactionError(msg)
+        self._run.need_no_block("ctx.recur()")
+        raise RecurError(encode(kwargs))
 
     def in_transaction(self) -> bool:
         """Whether ``session``, ``register_post_commit`` and transactional events are available here."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json, to_json
+
 from edda.errors import EddaError, InstanceNotFoundError, StorageUnavailableError
 from edda.history.codec import decode, decode_exception
-from edda.status import status_word
-from edda.storage.rows import InstanceRow, State
+from edda.status import iso, status_word
+from edda.storage.rows import ENDED, InstanceRow, State
 
 if TYPE_CHECKING:
     from edda.engine.worker import Worker
@@ -24,6 +27,12 @@ class InstanceEndedError(EddaError):
     """The instance has no result: it was cancelled, or given up (dead-lettered)."""
 
     code = "EDDA213"
+
+
+class WorkflowCancelledError(InstanceEndedError):
+    """The instance was cancelled: it has no result."""
+
+    code = "EDDA214"
 
 
 class Handle:
@@ -45,7 +54,10 @@ class Handle:
         up or cancelled.
         """
         async with asyncio.timeout(timeout):
-            return outcome_of(await self.ended())
+            row = await self.ended()
+            while row.state is State.RECURRED:
+                row = await Handle(continued_as(row), self._store, self._worker).ended()
+            return outcome_of(row)
 
     async def resume(self) -> bool:
         """Let a paused instance go on (with the code as it is now); False if it is not paused."""
@@ -53,6 +65,37 @@ class Handle:
         if app is not None and self._worker is not None:
             self._worker.woken({app})
         return app is not None
+
+    async def cancel(self, *, by: str = "user", wait: float | None = 30.0) -> bool:
+        """Ask for its end: its code is stopped, running activities are cancelled, compensations run.
+
+        True: it is cancelled, or will be. False: it had ended already (or is being compensated because it failed).
+        Waits for the end for ``wait`` seconds at most, None: as long as it takes, 0: not at all; where no worker has
+        the workflow it stays ``cancelling`` until one does. Raises InstanceNotFoundError.
+        """
+        row = await self._row()
+        if row.ended_at is not None:
+            return False
+        was = status_word(row)
+        if was in {"cancelling", "compensating"}:
+            return await self._is_cancelled(wait)
+        now = await self._store.now()
+        detail = to_json({"cancelled_by": by, "cancelled_at": iso(now), "previous_status": was})
+        found = await self._store.request_cancel(self.id, detail)
+        if found is None or found[1] in ENDED:
+            return False
+        if self._worker is not None:
+            self._worker.cancel_requested(found[0], self.id)
+        return await self._is_cancelled(wait)
+
+    async def _is_cancelled(self, wait: float | None) -> bool:
+        """Whether it has ended as cancelled; while it has not ended: True."""
+        row = await self._row()
+        with contextlib.suppress(TimeoutError):
+            if wait != 0:
+                async with asyncio.timeout(wait):
+                    row = await self.ended()
+        return row.state is State.CANCELLED or row.ended_at is None
 
     async def ended(self) -> InstanceRow:
         """Wait until the instance has ended; its row. While the database is away, that is waited for, too."""
@@ -98,12 +141,22 @@ class Handle:
         return f"<handle {self.id}>"
 
 
+def continued_as(row: InstanceRow) -> str:
+    """The id of the run that goes on where this one has ended by ``ctx.recur()``."""
+    next_id: str = from_json(row.output or b"{}")["continued_as"]
+    return next_id
+
+
 def outcome_of(row: InstanceRow) -> Any:
     """The result of an ended instance, or its exception raised."""
     if row.state is State.COMPLETED:
         return decode(row.output or b"null", row.output_type)
     if row.state is State.FAILED and row.error is not None:
         raise decode_exception(row.error)
+    if row.state is State.CANCELLED:
+        by = from_json(row.output or b"{}").get("cancelled_by")
+        msg = f"instance {row.id!r} was cancelled by {by}"
+        raise WorkflowCancelledError(msg)
     reason = f": {decode_exception(row.error)}" if row.error else ""
     msg = f"instance {row.id!r} ended as {row.state}{reason}"
     raise InstanceEndedError(msg)

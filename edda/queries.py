@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from edda.errors import ConfigurationError
-from edda.status import instance_dict, iso
+from edda.status import instance_dict, iso, status_word
 from edda.storage.rows import State
 
 if TYPE_CHECKING:
@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 
     from edda.storage.contract import Storage
 
+_LIVE = (State.RUNNABLE, State.RUNNING, State.WAITING, State.PAUSED)
+
+#: The status words that are no states, and the states of instances that may have them.
 _STATES = {
-    "running": (State.RUNNABLE, State.RUNNING),
-    "waiting_for_event": (State.WAITING,),
+    "running": (State.RUNNABLE, State.RUNNING, State.WAITING),
     "waiting_for_message": (State.WAITING,),
     "waiting_for_timer": (State.WAITING,),
+    "compensating": _LIVE,
+    "cancelling": _LIVE,
 }
+
+#: Words of ``edda-framework 0.16`` that mean the same as another one.
+_SAME = {"waiting_for_event": "waiting_for_message"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -73,10 +80,11 @@ class Instances:
         """
         states: tuple[State, ...] = ()
         if status is not None:
+            status = _SAME.get(status, status)
             try:
                 states = _STATES.get(status) or (State(status),)
             except ValueError:
-                known = sorted({*_STATES, *map(str, State)})
+                known = sorted({*_STATES, *_SAME, *map(str, State)})
                 msg = f"find_instances: status={status!r} is not a status; use one of {', '.join(known)}"
                 raise ConfigurationError(msg) from None
         rows = await self._store.find_instances(
@@ -86,6 +94,7 @@ class Instances:
             started_after=_micros(started_after),
             started_before=_micros(started_before),
             input_filters=input_filters,
+            where=(lambda row: status_word(row) == status) if status in _STATES else None,
             limit=limit + 1,
             before=_parse_token(page_token),
         )

@@ -12,10 +12,16 @@ from edda.storage.rows import InstanceRow, State, WaitKind
 
 
 def status_word(row: InstanceRow) -> str:
-    """``running, completed, failed, cancelled, waiting_for_message, waiting_for_timer, paused, dead``.
+    """How an instance stands, in one word.
 
-    A parked retry is ``running``: to its user nothing waits.
+    ``running, waiting_for_message, waiting_for_timer, compensating, cancelling, completed, failed, cancelled, recurred,
+    paused, dead``. A parked retry is ``running``: to its user nothing waits. ``cancelling``: somebody wants it
+    cancelled, and no worker has begun to.
     """
+    if row.ended_at is None and WaitKind.COMPENSATING in row.wait_kinds:
+        return "compensating"
+    if row.ended_at is None and WaitKind.CANCEL in row.wait_kinds:
+        return "cancelling"
     if row.state in {State.RUNNABLE, State.RUNNING}:
         return "running"
     if row.state is State.WAITING:
@@ -33,7 +39,9 @@ def iso(micros: int | None) -> str | None:
 def instance_dict(row: InstanceRow) -> dict[str, Any]:
     """An instance as queries return it to users."""
     output: dict[str, Any] | None = None
-    if row.state is State.COMPLETED:
+    if row.state in {State.CANCELLED, State.RECURRED}:
+        output = from_json(row.output or b"{}")
+    elif row.state is State.COMPLETED:
         output = {"result": decode(row.output or b"null", row.output_type)}
     elif row.error is not None:
         error = from_json(row.error)
@@ -54,4 +62,5 @@ def instance_dict(row: InstanceRow) -> dict[str, Any]:
         "locked_by": row.owner,
         "version": row.version,
         "priority": row.priority,
+        "continued_from": from_json(row.carried)["previous"] if row.carried else None,
     }

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from edda.context import WorkflowContext
 from edda.engine.attempt import current_attempt
 from edda.engine.host import WorkflowDefinition
+from edda.engine.outcome import RecurError
 from edda.engine.run import Run
 from edda.errors import ConfigurationError, NotRunningError
 from edda.history.arguments import Parameters
@@ -92,7 +93,7 @@ class Workflow(Generic[P, R]):
         self.key = key
         self.version = version
         self.parameters = Parameters(func)
-        self.definition = WorkflowDefinition(self.name, self._entry, version)
+        self.definition = WorkflowDefinition(self.name, self._entry, version, self.parameters.encode)
         if key is not None and on is None:
             msg = f"workflow {self.name!r}: key={key!r} says which runs are one per event; it needs on='<event type>'"
             raise ConfigurationError(msg)
@@ -242,4 +243,20 @@ def workflow(
     return decorate if func is None else decorate(func)
 
 
-__all__ = ["StartOptions", "Workflow", "declared", "running_apps", "workflow"]
+def get_all_workflows() -> dict[str, Workflow[Any, Any]]:
+    """Every workflow declared in this process, by its stored name; of several with one name the last."""
+    return {workflow.name: workflow for workflow in declared.values()}
+
+
+#: The name that ``edda-framework 0.16`` had for what ``ctx.recur()`` raises.
+RecurException = RecurError
+
+__all__ = [
+    "RecurException",
+    "StartOptions",
+    "Workflow",
+    "declared",
+    "get_all_workflows",
+    "running_apps",
+    "workflow",
+]

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 from edda.engine.session import ActivitySession, commit_with
+from edda.engine.telling import ids_of
 from edda.errors import EddaError, OwnershipLostError
 from edda.history import records as kinds
 from edda.history.codec import decode, encode, encode_exception
@@ -46,6 +47,8 @@ class Attempt:
         self.command = command
         self.outbox: list[OutboxMessage] = []
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
+        self.cancelled = False
+        self._committing = False
         self._session: ActivitySession | None = None
         self._savepoint: AsyncSessionTransaction | None = None
 
@@ -82,7 +85,9 @@ class Attempt:
 
     async def rollback(self) -> None:
         """Whatever the body did through the session is undone."""
-        if self._session is not None:
+        if self._committing:
+            pass  # the commit goes on, and closes the session
+        elif self._session is not None:
             session, self._session = self._session, None
             await session.close()
         elif self.run.closed:
@@ -107,7 +112,7 @@ class Attempt:
                 committed = self.committed if self.after_commit else None
                 run.observe(
                     command,
-                    kinds.ACTIVITY,
+                    _done(command),
                     payload,
                     content_type,
                     value,
@@ -115,17 +120,33 @@ class Attempt:
                     committed=committed,
                 )
             return
-        record = run.next_record(command, kinds.ACTIVITY, payload, content_type)
+        record = run.next_record(command, _done(command), payload, content_type)
         turn = Turn(
             run.id, run.host.owner, run.fence, run.signals, records=[record], outbox=list(self.outbox)
         )
-        error = await commit_with(run, self._session, turn)
+        # Whoever gives up on the activity now does not stop its commit: the record may be on its way, and its place in
+        # the observed order is taken.
+        self._committing = True
+        run.hold()
+        error = await asyncio.shield(run.host.loop.create_task(self._commit(self._session, turn, value)))
+        if error is not None:
+            raise error
+
+    async def _commit(self, session: ActivitySession, turn: Turn, value: Any) -> Exception | None:
+        run, [record] = self.run, turn.records
+        try:
+            error = await commit_with(run, session, turn)
+        except OwnershipLostError as lost:
+            error = lost
+        finally:
+            run.let_go()
         if error is not None:
             run.skip(record)
-            raise error
-        run.observed_elsewhere(record, command, value)
+            return error
+        run.observed_elsewhere(record, self.command, value)
         run.host.committed(turn)
         self.committed()
+        return None
 
     def committed(self) -> None:
         """Start what was registered for after the commit; a failing callback is logged and harms nobody."""
@@ -153,15 +174,20 @@ async def run_activity(run: Run, command: Command) -> None:
     if command.first_us == 0:
         command.first_us = run.host.now_us()
     free_tries = 0
+    if run.telling is not None and command.attempt == 1:
+        run.telling.tell("on_activity_start", run.id, *ids_of(command), False)
+        await run.telling.told()
     while True:
         attempt = Attempt(run, command)
         token = current_attempt.set(attempt)
+        command.in_body = True
         try:
             await attempt.begin()
             value = await call.invoke(attempt)
             payload, content_type = encode(value, f"result of activity {call.name!r}")
             await attempt.succeed(payload, content_type, decode(payload, content_type, call.adapter))
         except asyncio.CancelledError:
+            attempt.cancelled = True  # a thread can only be asked to stop
             await attempt.rollback()
             raise
         except OwnershipLostError:
@@ -171,6 +197,7 @@ async def run_activity(run: Run, command: Command) -> None:
         except Exception as error:  # noqa: BLE001, user code raises anything
             used_session = attempt.uses_session
             await attempt.rollback()
+            command.in_body = False
             if used_session and free_tries < _FREE_TRIES and run.host.store.is_transient(error):
                 free_tries += 1
                 await asyncio.sleep(random.random() * 0.01 * 2 ** min(free_tries, 7))  # noqa: S311, jitter
@@ -183,6 +210,12 @@ async def run_activity(run: Run, command: Command) -> None:
             current_attempt.reset(token)
 
 
+def _done(command: Command) -> str:
+    """The kind of the record that it is done."""
+    undoes = command.call is not None and command.call.undoes
+    return kinds.COMPENSATION if undoes else kinds.ACTIVITY
+
+
 async def _failed(run: Run, command: Command, policy: RetryPolicy, error: Exception) -> bool:
     """True: slept, try again now. False: recorded as failed, or parked."""
     if run.closed:
@@ -191,8 +224,10 @@ async def _failed(run: Run, command: Command, policy: RetryPolicy, error: Except
     delay = policy.calculate_delay(number)
     final = _final_error(command, policy, error, number, delay, run.host.now_us())
     if final is not None:
-        run.observe(command, kinds.ACTIVITY_FAILED, encode_exception(final), None, None, final)
+        run.observe(command, kinds.FAILED_OF[_done(command)], encode_exception(final), None, None, final)
         return False
+    if run.telling is not None:
+        run.telling.tell("on_activity_retry", run.id, *ids_of(command), error, number, delay)
     detail = to_json(
         {"attempt": number, "first_us": command.first_us, "error": f"{type(error).__name__}: {error}"[:2_000]}
     )
@@ -217,8 +252,10 @@ def _final_error(
     """The error that the workflow gets, or None to try again."""
     if isinstance(error, TerminalError):
         return error
-    reason = ""
-    if not policy.is_retryable(error):
+    reason = "its workflow is being cancelled" if command.given_up else ""
+    if reason:
+        pass
+    elif not policy.is_retryable(error):
         reason = "its error is not retryable"
     elif policy.max_attempts is not None and number >= policy.max_attempts:
         reason = "its attempts are spent"

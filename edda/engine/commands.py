@@ -15,6 +15,7 @@ from edda.storage.rows import WaitKind
 if TYPE_CHECKING:
     from edda.engine.attempt import Attempt
     from edda.engine.block import Block
+    from edda.engine.undo import Compensation
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class ActivityCall:
     invoke: Callable[[Attempt], Awaitable[Any]]
     policy: RetryPolicy | None
     adapter: TypeAdapter[Any] | None
+    undone_by: Callable[[Any], Compensation] | None = None  # of its result; registered with it
+    undoes: bool = False  # it is a compensation itself
+    function: str = ""  # the name of what is called, where ``name`` was chosen by the caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Command:
         "call",
         "first_us",
         "future",
+        "given_up",
+        "in_body",
         "kind",
         "name",
         "registered",
@@ -80,7 +86,14 @@ class Command:
         self.block: Block | None = None  # the open transaction that this activity belongs to
         self.registered = False  # a wait row of this number is (or is being) stored
         self.attempt = 1
+        self.given_up = False  # its workflow is being stopped: this attempt is the last
+        self.in_body = False  # an attempt's body (or its commit) is under way
         self.first_us = 0  # when the first attempt began, by the database's clock
+
+    @property
+    def undone_by(self) -> bool:
+        """Whether it is an activity that something undoes."""
+        return self.call is not None and self.call.undone_by is not None
 
     @property
     def user_visible(self) -> bool:

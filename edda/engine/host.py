@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from edda.engine.journal import Journal
     from edda.engine.run import Run
+    from edda.engine.telling import Telling
     from edda.retry import RetryPolicy
     from edda.storage.contract import Storage
-    from edda.storage.rows import Shape, State, Turn
+    from edda.storage.rows import NewInstance, Shape, State, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class WorkflowDefinition:
     name: str
     entry: Callable[[Run], Coroutine[Any, Any, Any]]
     version: str | None = None
+    encode: Callable[[Mapping[str, Any]], bytes] | None = None  # its arguments, for ``ctx.recur()``
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,9 @@ class Released:
     state: State | None  # None: lost to another owner
     error: BaseException | None = None
     user_visible: bool = True
+    successor: NewInstance | None = None  # of a run that ended by ``ctx.recur()``, or of a keyed one
+    instance_id: str = ""
+    at_us: int = 0  # when it ended, by the database's clock
 
 
 class Host(Protocol):
@@ -45,6 +50,7 @@ class Host(Protocol):
     strict_arguments: bool
     retry_park_after: float
     stopping: bool
+    hooks: object | None
 
     def now_us(self) -> int:
         """The database's clock, as well as it is known here."""
@@ -80,6 +86,10 @@ class Host(Protocol):
 
     def destinations(self, event_type: str) -> list[str]:
         """Where events of this type go."""
+        ...
+
+    def telling(self) -> Telling | None:
+        """What calls the app's hooks for one run; None where the app has none."""
         ...
 
     def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:

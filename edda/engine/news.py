@@ -22,6 +22,9 @@ log = logging.getLogger("edda.engine")
 #: Seconds between two polls: short while there is work, long when idle. With hints the poll is the safety net only.
 _FIRST_POLL, _LONGEST_POLL, _SAFETY_NET = 0.05, 1.25, 10.0
 
+#: Seconds between two looks for requests to cancel what runs here, where nobody tells.
+_CANCEL_PAUSE = 1.0
+
 
 class News:
     """One per app. The callbacks are set before ``start``."""
@@ -35,6 +38,7 @@ class News:
         self._active_until = 0.0
         self.on_runnable: Callable[[], None] = lambda: None
         self.on_outbox: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[], None] = lambda: None
         self.on_beat: Callable[[Beat], None] = lambda _: None
 
     def start(self, *, beats: bool) -> None:
@@ -57,6 +61,10 @@ class News:
     def runnable(self, app: str) -> None:
         """Instances of that app became runnable, or have news."""
         self._hint(f"run:{app}")
+
+    def cancel(self, app: str) -> None:
+        """An instance of that app is to be cancelled, and may be running somewhere."""
+        self._hint(f"cancel:{app}")
 
     def outbox(self) -> None:
         """The outbox has rows."""
@@ -92,10 +100,13 @@ class News:
             self.on_runnable()
         if hint in {"outbox", "run:*"}:
             self.on_outbox()
+        if hint in {f"cancel:{self._app}", "run:*"}:
+            self.on_cancel()
 
     async def _poll_for_ever(self) -> None:
         shortest, longest = (_SAFETY_NET,) * 2 if self._store.has_hints else (_FIRST_POLL, _LONGEST_POLL)
         pause = shortest
+        asked = 0.0
         while True:
             await asyncio.sleep(pause)
             try:
@@ -105,6 +116,9 @@ class News:
                 pause = longest
                 continue
             self.on_beat(beat)
+            if not self._store.has_hints and time.monotonic() - asked >= _CANCEL_PAUSE:
+                asked = time.monotonic()
+                self.on_cancel()
             if beat.outbox:
                 self.on_outbox()
             # Rows of the outbox alone are no reason to hurry: their relay may be elsewhere, or resting.

@@ -10,6 +10,14 @@ from edda.history.codec import encode, encode_exception
 from edda.storage.rows import State
 
 
+class RecurError(BaseException):
+    """Ends a run that goes on as another one. Not an Exception: user code that catches those lets it through."""
+
+    def __init__(self, input: bytes) -> None:
+        self.input = input
+        super().__init__("the workflow goes on in another run")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of a run."""
@@ -21,11 +29,13 @@ class Outcome:
 
     def encoded(self) -> tuple[bytes | None, str | None, bytes | None]:
         """``(output, output_type, error)`` as they are stored."""
-        return self.output, self.output_type, None if self.error is None else encode_exception(self.error)
+        error = None if self.error is None or self.state is State.RECURRED else encode_exception(self.error)
+        return self.output, self.output_type, error
 
     def failed(self) -> Outcome:
         """The same, but never completed: its result could not be stored."""
-        return replace(self, state=State.FAILED) if self.state is State.COMPLETED else self
+        ended_well = self.state in {State.COMPLETED, State.RECURRED}
+        return replace(self, state=State.FAILED) if ended_well else self
 
 
 def outcome_of_task(task: asyncio.Task[Any] | None, workflow: str) -> Outcome:
@@ -40,6 +50,8 @@ def outcome_of_task(task: asyncio.Task[Any] | None, workflow: str) -> Outcome:
     if task.cancelled():
         return Outcome(State.FAILED, asyncio.CancelledError("the workflow was cancelled from within"))
     error = task.exception()
+    if isinstance(error, RecurError):
+        return Outcome(State.RECURRED, error)
     if error is not None:
         return Outcome(State.FAILED, error)
     try:

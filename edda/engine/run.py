@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
@@ -27,8 +28,11 @@ from edda.engine.determinism import difference, mismatch
 from edda.engine.draft import Delivery, Draft, Part, merge
 from edda.engine.host import Host, Released, WorkflowDefinition
 from edda.engine.observed import decode_event, encode_event
-from edda.engine.outcome import Outcome, outcome_of_task
+from edda.engine.outcome import Outcome, RecurError, outcome_of_task
+from edda.engine.recur import decode_carried, encode_carried, recurred_output
 from edda.engine.runloop import RunLoop
+from edda.engine.telling import tell_of_activity, tell_of_end
+from edda.engine.undo import Compensation, cancelled, compensate, decode_outcome, encode_outcome
 from edda.engine.waiting import event_row, timer_row
 from edda.errors import (
     InstanceExistsError,
@@ -40,7 +44,10 @@ from edda.errors import (
 from edda.history import records as kinds
 from edda.history.codec import decode, decode_exception, encode_exception
 from edda.history.event_input import encode_input
+from edda.received import received
 from edda.storage.rows import (
+    CANCEL_SEQ,
+    COMPENSATING_SEQ,
     ENDED,
     Applied,
     LoadedInstance,
@@ -63,6 +70,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("edda.engine")
 
 _TIMER_PAYLOAD = b"null"
+
+_FAILED = frozenset(
+    {kinds.ACTIVITY_FAILED, kinds.COMPENSATION_FAILED, kinds.PUBLISH_FAILED, kinds.BLOCK_FAILED}
+)
 
 
 class _Refused(Exception):  # noqa: N818, a control signal
@@ -87,6 +98,7 @@ class Run:
         self.live_key: bytes | None = None
         self.closed = False
         self.replaying = False
+        self.telling = host.telling()
 
         self._root: asyncio.Task[Any] | None = None
         self._runloop = RunLoop(host.loop, self._advance)  # type: ignore[abstract]
@@ -115,6 +127,10 @@ class Run:
         self._block: Block | None = None
         self._restarting = False
         self._advancing = False
+        self._stopping = False  # its code is being dropped, and asks for nothing any more
+        self._cancel: Outcome | None = None  # somebody wants it cancelled
+        self._compensations: list[Compensation] = []
+        self._undoing: Outcome | None = None  # how it will end, once everything is undone
 
     @classmethod
     def of(cls, host: Host, definition: WorkflowDefinition, instance: ClaimedInstance) -> Run:
@@ -127,6 +143,7 @@ class Run:
         run.start_event = instance.start_event
         run.recoveries = instance.recoveries
         run.live_key = instance.live_key
+        run.carry(instance.carried)
         return run
 
     # ------------------------------------------------------------------ beginning
@@ -137,6 +154,15 @@ class Run:
         self.chain = start.chain or start.id
         self.write(Part(start=start))
 
+    def begin_successor(self, new: NewInstance, born_us: int) -> None:
+        """It goes on where another run has ended, and is stored already."""
+        self.input, self.chain, self.start_event = new.input, new.chain, new.start_event
+        self.created_at, self.chain_started_at = born_us, new.chain_started_at or born_us
+        self.live_key = new.live_key
+        self.carry(new.carried)
+        self._tell_start()
+        self._begin_code()
+
     def begin_claimed(self, loaded: LoadedInstance) -> None:
         """A claim: replay the history, then go on."""
         self.signals = loaded.signals
@@ -146,13 +172,30 @@ class Run:
             self._pos = self._next = loaded.history[-1].pos + 1
         self._take_rows(loaded)
         self.replaying = bool(self._past)
+        if not self._past and not loaded.waits and not self.recoveries:
+            self._tell_start()
         self._begin_code()
+
+    def _tell_start(self) -> None:
+        if self.telling is not None:
+            self.telling.tell("on_workflow_start", self.id, self.definition.name, from_json(self.input))
 
     def _begin_code(self) -> None:
         self._root = self._runloop.create_task(self.definition.entry(self), name=f"edda:{self.id}")
         self._advance()
 
     # ------------------------------------------------------------------ commands (called by the workflow's code)
+
+    def compensation(self, what: Compensation) -> asyncio.Future[Any]:
+        """Ask for what undoes a step."""
+        return self.activity(
+            ActivityCall(what.name, what.invoke, what.policy, None, undoes=True), what.args_hash
+        )
+
+    def register_compensation(self, compensation: Compensation) -> None:
+        """Should the run fail or be cancelled from here on, this runs, before those registered earlier."""
+        if self._undoing is None:
+            self._compensations.append(compensation)
 
     def activity(self, call: ActivityCall, args_hash: bytes) -> asyncio.Future[Any]:
         """Ask for an activity's result."""
@@ -164,14 +207,14 @@ class Run:
 
     def wait_event(self, wait: EventWait, name: str) -> asyncio.Future[Any]:
         """Ask for the next event that fits; the future gives a CloudEvent, or None for a timeout."""
-        self._no_block("wait_event()")
+        self.need_no_block("wait_event()")
         command = self._command("wait_event", name, None)
         command.wait = wait
         return command.future
 
     def sleep(self, wait: TimerWait, name: str) -> asyncio.Future[Any]:
         """Ask for a timer."""
-        self._no_block("sleep()")
+        self.need_no_block("sleep()")
         command = self._command("sleep", name, None)
         command.wait = wait
         return command.future
@@ -188,7 +231,7 @@ class Run:
 
     def transaction(self) -> Block:
         """Open a block: the activities inside are one turn."""
-        self._no_block("another 'ctx.transaction()'")
+        self.need_no_block("another 'ctx.transaction()'")
         command = self._command("transaction", "transaction", None)
         self._block = Block(self, command, past=command.seq in self._by_seq)
         return self._block
@@ -198,7 +241,8 @@ class Run:
         if self._block is block:
             self._block = None
 
-    def _no_block(self, what: str) -> None:
+    def need_no_block(self, what: str) -> None:
+        """Raises TransactionError inside ``ctx.transaction()``."""
         if self._block is not None:
             msg = (
                 f"{what} inside 'ctx.transaction()' of workflow {self.definition.name!r}: it is one transaction, "
@@ -207,7 +251,7 @@ class Run:
             raise TransactionError(msg)
 
     def _command(self, kind: str, name: str, args_hash: bytes | None) -> Command:
-        if self.closed:
+        if self.closed or self._stopping:
             raise _Refused
         self._seq += 1
         command = Command(self._seq, kind, name, args_hash, self._runloop.create_future())
@@ -219,7 +263,7 @@ class Run:
             if row is not None:
                 self._check(command, COMMAND_OF_WAIT[row.kind], row.name, None)
                 command.registered = True
-            if kind not in {"send_event", "transaction"}:
+            if kind not in {"send_event", "transaction", "stop"}:
                 self._fresh.append(command)
         self._commands[command.seq] = command
         return command
@@ -347,12 +391,14 @@ class Run:
         return False
 
     def _deliver_past(self, record: Record) -> None:
+        if record.kind == kinds.COMPENSATING and self._undoing is None:
+            self._stop_code(decode_outcome(record.payload))
         command = self._commands.get(record.seq)
         if command is None:
             what = "ends" if self._root is not None and self._root.done() else "does not come to it"
             self._mismatched(record.seq, f"{kinds.COMMAND_OF[record.kind]} {record.name!r}", what)
             return
-        if record.kind == kinds.ACTIVITY:
+        if record.kind in {kinds.ACTIVITY, kinds.COMPENSATION}:
             adapter = command.call.adapter if command.call is not None else None
             try:
                 value = decode(record.payload, record.content_type, adapter)
@@ -360,7 +406,7 @@ class Run:
                 self._complete(command, None, error)
                 return
             self._complete(command, value, None)
-        elif record.kind in {kinds.ACTIVITY_FAILED, kinds.PUBLISH_FAILED, kinds.BLOCK_FAILED}:
+        elif record.kind in _FAILED:
             self._complete(command, None, decode_exception(record.payload))
         elif record.kind == kinds.EVENT:
             seq, event = decode_event(record.payload)
@@ -374,7 +420,12 @@ class Run:
     def _complete(self, command: Command, value: Any, error: BaseException | None) -> None:
         self._commands.pop(command.seq, None)
         self._active.pop(command.seq, None)
+        if self.telling is not None:
+            tell_of_activity(self, self.telling, command, value, error)
         future = command.future
+        if error is None and command.call is not None and command.call.undone_by is not None:
+            # Also where the code gave up on it, or has ended: what was done must be undone.
+            self.register_compensation(command.call.undone_by(value))
         if future.done():
             return  # the code gave up on it
         if error is None:
@@ -412,6 +463,8 @@ class Run:
                 return
             self._received(command, event.seq)
             payload, decoded = encode_event(event)
+            if self.telling is not None:
+                self.telling.tell("on_event_received", self.id, decoded.type, received(decoded).data)
             self.observe(command, kinds.EVENT, payload, None, decoded, speculative=True)
         elif row.deadline_us is not None and row.deadline_us <= self.host.now_us():
             self.observe(command, kinds.EVENT_TIMEOUT, _TIMER_PAYLOAD, None, None, speculative=True)
@@ -427,6 +480,13 @@ class Run:
         if self._restarting:
             return
         self._forget_cancelled()
+        if self._is_to_be_stopped():
+            self._stop_bodies()
+            if self._is_quiet() and not self._preparing and not self._active:
+                self._stop()
+            if self._draft or self._forced is not None:
+                self.host.journal.submit(self)
+            return
         fresh, self._fresh = self._fresh, []
         for command in fresh:
             if command.seq not in self._commands:
@@ -438,6 +498,83 @@ class Run:
                 self._register(command)
         if self._draft or self._release() is not Release.KEEP:
             self.host.journal.submit(self)
+
+    # ------------------------------------------------------------------ cancelled or failed: undo
+
+    def _is_to_be_stopped(self) -> bool:
+        """Whether its code goes on no more, and what it did is still to be undone."""
+        if self._undoing is not None or self._root is None:
+            return False
+        if self._cancel is not None:
+            return True
+        if not (self._root.done() and _has_failed(self._root)):
+            return False
+        # An activity that something undoes is let finish first.
+        return bool(self._compensations) or any(map(self._is_protected, self._active))
+
+    def _is_protected(self, seq: int) -> bool:
+        command = self._commands.get(seq)
+        return command is not None and command.undone_by and command.in_body
+
+    def _is_quiet(self) -> bool:
+        """Whether all that was observed has been written down and seen by the code."""
+        unseen = self._past or self._due or self._ready or self._block or self._draft.holds_results
+        return not unseen and not self._loading and self._in_flight is None
+
+    def _stop_bodies(self) -> None:
+        """Activities are cancelled; but one that something undoes is let finish, so that it is known what to undo."""
+        self._fresh.clear()
+        self._held.clear()
+        if self._block is not None and not self._block.ending:
+            for command in list(self._commands.values()):
+                if command.block is self._block:
+                    self._give_up(command.seq)
+            self._block.drop([])
+            self._block = None
+        for seq in list(self._active):
+            if self._is_protected(seq):
+                self._commands[seq].given_up = True  # it is not tried again
+            else:
+                self._give_up(seq)
+
+    def _give_up(self, seq: int) -> None:
+        task = self._active.pop(seq, None)
+        if task is not None:
+            task.cancel()
+
+    def _stop(self) -> None:
+        outcome = self._cancel or outcome_of_task(self._root, self.definition.name)
+        if self._compensations:
+            self._stop_code(outcome)
+        elif self._cancel is not None:
+            self._forced = outcome
+            self._drop_work()
+
+    def _stop_code(self, outcome: Outcome) -> None:
+        """Drop the code where it stands; the compensations are the run's code now."""
+        dropped = [command.seq for command in self._commands.values() if command.registered]
+        self._drop_code()
+        self._undoing = outcome
+        command = self._command("stop", "stop", None)
+        self._root = self._runloop.create_task(compensate(self, command, self._compensations))
+        if command.seq in self._by_seq:
+            return
+        for seq in dropped:
+            self.write(Part(drop_wait=seq))
+        self.write(Part(drop_wait=CANCEL_SEQ))
+        self.write(Part(wait=NewWait(COMPENSATING_SEQ, WaitKind.COMPENSATING, outcome.state)))
+        self.observe(command, kinds.COMPENSATING, encode_outcome(outcome), None, None)
+
+    def _drop_code(self) -> None:
+        self._stopping = True
+        self._runloop.close_run()
+        self._stopping = False
+        root, self._root = self._root, None
+        if root is not None and root.done() and not root.cancelled():
+            root.exception()
+        self._commands.clear()
+        self._fresh.clear()
+        self._runloop = RunLoop(self.host.loop, self._advance)  # type: ignore[abstract]
 
     def _forget_cancelled(self) -> None:
         for command in [command for command in self._commands.values() if command.future.cancelled()]:
@@ -453,7 +590,7 @@ class Run:
         if self._draft.speculative or any(part.speculative for part in self._in_flight or ()):
             self._held.append(command)
             return
-        if self.host.stopping:
+        if self.host.stopping or self._is_to_be_stopped():
             return
         self._active[command.seq] = self.host.loop.create_task(run_activity(self, command))
 
@@ -491,7 +628,6 @@ class Run:
             self.host.known_shape(wait.pattern, wait.paths),
             cursor=self._cursors.get(wait.hash, 0),
             start_event=self.start_event,
-            created_at=self.created_at,
             chain_started_at=self.chain_started_at,
             replaces=row,
         )
@@ -506,16 +642,21 @@ class Run:
             return Release.YIELD
         if self._forced is not None:
             return Release.END
-        unseen = self._past or self._due or self._ready or self._block or self._draft.holds_results
-        if self._root is None or unseen:
-            return Release.KEEP  # the code has not seen all yet
+        if self._root is None or not self._is_quiet() or self._is_to_be_stopped():
+            return Release.KEEP  # the code has not seen all yet, or will not end as it stands
         if self._root.done():
             return Release.END
         if self._active or self._held or self._preparing or self._runloop.foreign or self._fresh:
             return Release.KEEP
         if self.host.stopping:
             return Release.YIELD
-        return Release.PARK if self._commands else Release.END
+        return self._rest()
+
+    def _rest(self) -> Release:
+        """Nothing more can run: it waits for what it has asked for, or for nothing that will ever end."""
+        if self._commands:
+            return Release.PARK
+        return Release.KEEP if self._runloop.touched else Release.END  # a connection of its own may wake it
 
     def take_turn(self) -> Turn | None:
         """The journal writes now: hand over the merged turn."""
@@ -537,11 +678,14 @@ class Run:
         return turn
 
     def _end(self, turn: Turn) -> None:
-        outcome = self._forced or outcome_of_task(self._root, self.definition.name)
+        outcome = self._forced or self._undoing or outcome_of_task(self._root, self.definition.name)
+        if isinstance(outcome.error, RecurError):
+            turn.successor = self._next_in_chain(outcome.error)
+            outcome = replace(outcome, output=recurred_output(outcome.error, turn.successor.id))
         turn.end_state = outcome.state
         turn.output, turn.output_type, turn.error = outcome.encoded()
-        self._ended_with = outcome.error
-        if self.live_key is not None and outcome.state in ENDED:
+        self._ended_with = None if outcome.state is State.RECURRED else outcome.error
+        if self.live_key is not None and outcome.state in ENDED and turn.successor is None:
             turn.successor = self._successor
             if turn.successor is None:
                 turn.unread = Unread(self.live_key, self.start_event, frozenset(self._received_seqs))
@@ -561,7 +705,7 @@ class Run:
         self.recoveries = 0
         self._committed(turn, parts, now_us)
         if answer.applied is Applied.APPLIED and turn.release is not Release.KEEP:
-            self._released(turn)
+            self._released(turn, now_us)
             return
         if answer.unread is not None:
             self._successor = self._next_run(answer.unread)
@@ -585,6 +729,26 @@ class Run:
             start_event=event.seq,
         )
 
+    def _next_in_chain(self, recur: RecurError) -> NewInstance:
+        """The run that goes on; this worker owns it at once, unless it is stopping."""
+        return NewInstance(
+            id=str(uuid7()),
+            app=self.host.app,
+            workflow=self.definition.name,
+            input=recur.input,
+            owner=None if self.host.stopping else self.host.owner,
+            chain=self.chain,
+            version=self.definition.version,
+            live_key=self.live_key,
+            chain_started_at=self.chain_started_at,
+            carried=encode_carried(self.id, self._cursors, self._received_seqs if self.live_key else ()),
+            start_event=self.start_event,
+        )
+
+    def carry(self, carried: bytes | None) -> None:
+        """What earlier runs of the chain have received counts as received."""
+        self._cursors, self._received_seqs = decode_carried(carried)
+
     def _committed(self, turn: Turn, parts: list[Part], now_us: int) -> None:
         for part in parts:
             if part.record is not None and not part.speculative:
@@ -600,6 +764,7 @@ class Run:
         if turn.start is not None:
             self.created_at = now_us
             self.chain_started_at = turn.start.chain_started_at or now_us
+            self._tell_start()
             if self._born is not None and not self._born.done():
                 self._born.set_result(None)
             self.host.loop.call_soon(self._begin_code)
@@ -635,6 +800,15 @@ class Run:
         self._draft.put_back([Part(replacement, delivery, drop_wait=part.drop_wait)])
         self.host.journal.submit(self)
 
+    def hold(self) -> None:
+        """Something of its own is under way that must not be cut off."""
+        self._preparing += 1
+
+    def let_go(self) -> None:
+        """It is over."""
+        self._preparing -= 1
+        self.host.loop.call_soon(self._advance)
+
     def load(self) -> None:
         """News came: read the waits again."""
         if not self._loading:
@@ -653,12 +827,21 @@ class Run:
 
     def _take_rows(self, loaded: LoadedInstance) -> None:
         self._rows = {row.seq: row for row in loaded.waits}
-        due = [row for row in loaded.waits if row.due]
+        asked = self._rows.pop(CANCEL_SEQ, None)
+        if asked is not None:
+            self._asked_to_cancel(asked)
+        due = [row for row in loaded.waits if row.due and row.seq > CANCEL_SEQ]
         # Events in accept order, then what has run out; each choice is recorded, so any order would replay.
         due.sort(
             key=lambda row: (row.event is None, row.event.seq if row.event else row.deadline_us or 0, row.seq)
         )
         self._due = due
+
+    def _asked_to_cancel(self, row: WaitRow) -> None:
+        if self._undoing is None:
+            self._cancel = self._cancel or cancelled(row.detail)
+        elif not self._past:
+            self.write(Part(drop_wait=CANCEL_SEQ))  # it is being undone already
 
     @property
     def has_waits(self) -> bool:
@@ -667,14 +850,14 @@ class Run:
 
     # ------------------------------------------------------------------ the end
 
-    def _released(self, turn: Turn) -> None:
+    def _released(self, turn: Turn, now_us: int) -> None:
         if turn.release is Release.PARK:
             visible = any(command.user_visible for command in self._commands.values())
             self._close(Released(State.WAITING, user_visible=visible))
         elif turn.release is Release.YIELD:
             self._close(Released(State.RUNNABLE))
         else:
-            self._close(Released(turn.end_state, self._ended_with))
+            self._close(Released(turn.end_state, self._ended_with, successor=turn.successor, at_us=now_us))
 
     def _lost(self, applied: Applied) -> None:
         if applied is Applied.EXISTS:
@@ -731,6 +914,9 @@ class Run:
             self._block = None
 
     def _close(self, how: Released) -> None:
+        how = replace(how, instance_id=self.id)
+        if self.telling is not None and how.state in ENDED:
+            tell_of_end(self, self.telling, how, self._root)
         self.closed = True
         self._drop_work()
         self._runloop.close_run()
@@ -739,3 +925,7 @@ class Run:
             root.exception()  # read: it is told in the outcome, not by the garbage collector
         self._commands.clear()
         self.host.released(self, how)
+
+
+def _has_failed(root: asyncio.Task[Any]) -> bool:
+    return root.cancelled() or isinstance(root.exception(), Exception)

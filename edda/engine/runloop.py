@@ -38,6 +38,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._closed = False
         self.tasks: list[asyncio.Task[Any]] = []
         self.foreign = 0
+        self.touched = False  # the code has asked the real loop for a socket or the like, which may wake our futures
 
     # ------------------------------------------------------------------ the ready queue
 
@@ -245,6 +246,7 @@ class _Bridge(Coroutine[Any, Any, Any]):
 
 def _delegate(name: str) -> Any:
     def call(self: RunLoop, *args: Any, **kwargs: Any) -> Any:
+        self.touched = True
         return getattr(self._real, name)(*args, **kwargs)
 
     call.__name__ = name

@@ -32,7 +32,6 @@ def event_row(
     *,
     cursor: int,
     start_event: int,
-    created_at: int,
     chain_started_at: int,
     replaces: WaitRow | None,
 ) -> NewWait:
@@ -46,7 +45,7 @@ def event_row(
     elif wait.paths:
         since = chain_started_at - (KEYED_GRACE_US if wait.lookback_us is None else wait.lookback_us)
     else:
-        since = created_at - (wait.lookback_us or 0)
+        since = chain_started_at - (wait.lookback_us or 0)
     return NewWait(
         command.seq,
         WaitKind.EVENT,

@@ -17,12 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic_core import from_json
+
+from edda.attributes import is_json_type
 from edda.engine.host import Released, WorkflowDefinition
 from edda.engine.journal import Journal
 from edda.engine.lease import Lease
 from edda.engine.news import News
 from edda.engine.run import Run
 from edda.engine.tasks import Tasks
+from edda.engine.telling import Telling
 from edda.engine.timers import Timers
 from edda.errors import (
     EddaError,
@@ -33,7 +37,7 @@ from edda.errors import (
 )
 from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.contract import Storage
-from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, Shape, Turn
+from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, OutboxMessage, Shape, Turn
 
 log = logging.getLogger("edda.engine")
 
@@ -65,6 +69,7 @@ class WorkerOptions:
     strict_arguments: bool = False
     shutdown_timeout: float = 20.0
     default_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+    hooks: object | None = None  # see edda/hooks.py
 
 
 class TooManyRecoveriesError(EddaError):
@@ -96,6 +101,9 @@ class Worker:
         self.strict_arguments = options.strict_arguments
         self.retry_park_after = options.retry_park_after
         self.stopping = False
+        self.hooks = options.hooks
+        self._hook_tasks: set[asyncio.Task[None]] = set()
+        self._telling = self.telling()
         self.owner = self._new_owner()
         self.runs: dict[str, Run] = {}
 
@@ -111,6 +119,7 @@ class Worker:
         self._tasks = Tasks()
         self._news = news
         news.on_runnable = self.kick
+        news.on_cancel = self.look_for_cancels
         news.on_beat = self._look
         self._wake = asyncio.Event()
         self._saturated = False
@@ -121,6 +130,7 @@ class Worker:
         self._looks_for_orphans = False
         self._late_looks = 0
         self._marking = False
+        self._cancels_looked_for = False
         self._empty = asyncio.Event()
 
     def _new_owner(self) -> str:
@@ -163,6 +173,8 @@ class Worker:
                 break
         if self.runs:
             log.warning("shutdown_deadline", extra={"runs": len(self.runs)})
+        if self._hook_tasks:
+            await asyncio.wait(self._hook_tasks, timeout=max(0.0, deadline - self.loop.time()))
         self.journal.close()
         for run in list(self.runs.values()):
             run.abandon()
@@ -266,9 +278,17 @@ class Worker:
     def committed(self, turn: Turn) -> None:
         """A turn is durable: pass on what it left for others."""
         if turn.outbox:
+            if self._telling is not None:
+                for event_id, sent in {message.event_id: message for message in turn.outbox}.items():
+                    del event_id  # one message per destination, and one event
+                    self._telling.tell("on_event_sent", sent.type, sent.source, _data_of(sent))
             self._on_outbox(frozenset(message.destination for message in turn.outbox))
         if turn.children or turn.successor is not None:
             self.woken({self.app, *(child.app for child in turn.children)})
+
+    def telling(self) -> Telling | None:
+        """What calls the app's hooks for one run; None where the app has none."""
+        return None if self.hooks is None else Telling(self.hooks, self.loop, self._hook_tasks)
 
     def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:
         """For sync activities."""
@@ -279,7 +299,9 @@ class Worker:
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
         starter = self._starters.pop(run.id, None)
-        if starter is not None and not starter.done():
+        if how.successor is not None and how.successor.owner == self.owner:
+            self._go_on(how.successor, how.at_us, starter)
+        elif starter is not None and not starter.done():
             starter.set_result(how)
         if how.state is None or how.state in ENDED:
             for watcher in self._watchers.pop(run.id, ()):
@@ -294,12 +316,43 @@ class Worker:
         if not self.runs:
             self._empty.set()
 
+    def _go_on(self, new: NewInstance, born_us: int, starter: asyncio.Future[Released] | None) -> None:
+        run = self.runs[new.id] = Run(self, self._definitions[new.workflow], new.id, fence=1)
+        if starter is not None:
+            self._starters[new.id] = starter
+        self.loop.call_soon(run.begin_successor, new, born_us)
+
     # ------------------------------------------------------------------ news
 
     def kick(self) -> None:
         """Something became runnable, or a wait of an owned run became due: look."""
         self._news.active()
         self._wake.set()
+
+    def cancel_requested(self, app: str, instance_id: str) -> None:
+        """A commit of this process asks whoever owns the instance to cancel it."""
+        self.woken({app})
+        run = self.runs.get(instance_id)
+        if run is not None:
+            run.load()
+        else:
+            self._news.cancel(app)
+
+    def look_for_cancels(self) -> None:
+        """Somebody wants an instance cancelled that may be running here."""
+        if self.runs and not self._cancels_looked_for:
+            self._cancels_looked_for = True
+            self._tasks.spawn(self._look_for_cancels())
+
+    async def _look_for_cancels(self) -> None:
+        try:
+            for instance_id in await self.store.cancelling(self.owner):
+                if instance_id in self.runs:
+                    self.runs[instance_id].load()
+        except StorageUnavailableError as error:
+            log.debug("cancels_not_looked_for", extra={"error": str(error)})  # the next beat asks again
+        finally:
+            self._cancels_looked_for = False
 
     def woken(self, apps: set[str] | frozenset[str]) -> None:
         """A commit of this process made instances of these apps runnable, or left news for whoever owns them."""
@@ -317,6 +370,7 @@ class Worker:
             self._tasks.spawn(self._declared_dead())
             return
         self._look(beat)
+        self.look_for_cancels()
         if self._late_looks:
             self._late_looks -= 1
             self._looks_for_orphans = True
@@ -467,6 +521,10 @@ class Worker:
                 return
         log.warning("orphans_adopted", extra={"count": len(orphans or ())})
         await self._take([found[one] for one in sorted(orphans or ())])
+
+
+def _data_of(sent: OutboxMessage) -> Any:
+    return from_json(sent.data) if sent.data is not None and is_json_type(sent.content_type) else sent.data
 
 
 async def _persist(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -14,6 +14,9 @@ PUBLISH_FAILED: Final = "publish_failed"
 CHILD: Final = "child"
 BLOCK: Final = "transaction"
 BLOCK_FAILED: Final = "transaction_failed"
+COMPENSATING: Final = "compensating"
+COMPENSATION: Final = "compensation"
+COMPENSATION_FAILED: Final = "compensation_failed"
 
 #: Record kind -> command kind. The determinism check compares commands, so that success and failure are one.
 COMMAND_OF: Final[dict[str, str]] = {
@@ -27,11 +30,16 @@ COMMAND_OF: Final[dict[str, str]] = {
     CHILD: "child",
     BLOCK: "transaction",
     BLOCK_FAILED: "transaction",
+    COMPENSATING: "stop",
+    COMPENSATION: "activity",
+    COMPENSATION_FAILED: "activity",
 }
 
 #: What a record becomes when the database refuses its payload: the command fails with that error.
 FAILED_OF: Final[dict[str, str]] = {
     ACTIVITY: ACTIVITY_FAILED,
     ACTIVITY_FAILED: ACTIVITY_FAILED,
+    COMPENSATION: COMPENSATION_FAILED,
+    COMPENSATION_FAILED: COMPENSATION_FAILED,
     PUBLISH: PUBLISH_FAILED,
 }

@@ -391,6 +391,7 @@ class Storage(Protocol):
         started_after: int | None = None,
         started_before: int | None = None,
         input_filters: Mapping[str, object] | None = None,
+        where: Callable[[InstanceRow], bool] | None = None,
         limit: int = 50,
         before: tuple[int, str] | None = None,
     ) -> list[InstanceRow]:

@@ -115,7 +115,8 @@ class InstanceRow:
     output: bytes | None
     output_type: str | None
     error: bytes | None
-    wait_kinds: frozenset[WaitKind] = frozenset()
+    wait_kinds: frozenset[WaitKind] = frozenset()  # of one that has not ended
+    carried: bytes | None = None
 
 
 # ---------------------------------------------------------------------------------------------- history

@@ -71,14 +71,21 @@ def http_gateway(
     return gateway
 
 
+def unauthorized(request: Request, secrets: Sequence[bytes]) -> Response | None:
+    """The answer to a request without one of the tokens; None: it has one, or none is asked for."""
+    if not secrets or _let_in(request, secrets):
+        return None
+    headers = {"www-authenticate": "Bearer"}
+    return _problem(401, "Unauthorized", "a valid bearer token is needed", headers=headers)
+
+
 async def _answer(request: Request, inbox: Accepts, secrets: tuple[bytes, ...], max_bytes: int) -> Response:
     if request.method == "OPTIONS":
         return _handshake(request)
     if request.method != "POST":
         return _problem(405, "MethodNotAllowed", "events are sent by POST", headers=_METHODS)
-    if secrets and not _let_in(request, secrets):
-        headers = {"www-authenticate": "Bearer"}
-        return _problem(401, "Unauthorized", "a valid bearer token is needed", headers=headers)
+    if (refusal := unauthorized(request, secrets)) is not None:
+        return refusal
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         # Stored as it is, it would be taken for the event's data.
@@ -144,7 +151,7 @@ async def _read(request: Request, max_bytes: int) -> bytes | None:
     return b"".join(chunks)
 
 
-def _let_in(request: Request, secrets: tuple[bytes, ...]) -> bool:
+def _let_in(request: Request, secrets: Sequence[bytes]) -> bool:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         token = given.strip().encode("latin-1")  # the bytes that were sent: UTF-8, if the token needs it

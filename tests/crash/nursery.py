@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from edda.app import EddaApp
 from edda.cloudevent import CloudEvent
-from edda.errors import InstanceExistsError, StorageUnavailableError
+from edda.errors import InstanceExistsError
 from edda.storage import schema
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
@@ -224,10 +224,10 @@ async def _fulfil_one_order(url: str, sink: str, shop: str) -> None:
             return True
 
         async def fulfil() -> None:
-            await _until(has_come_to_its_wait)
-            await _until(is_delivered)
+            await _until(raw, has_come_to_its_wait)
+            await _until(raw, is_delivered)
             await handle.result()
-            await _until(is_all_out)
+            await _until(raw, is_all_out)
 
         try:
             await _within(_PATIENCE - 10, fulfil())
@@ -247,13 +247,15 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
     raise TimeoutError
 
 
-async def _until(question: Callable[[], Awaitable[bool]]) -> None:
+async def _until(store: Storage, question: Callable[[], Awaitable[bool]]) -> None:
     """Ask again until it is so, also where the database did not answer: a process that was stopped has lost it."""
 
     async def asked() -> bool:
         try:
             return await question()
-        except StorageUnavailableError as error:
+        except Exception as error:
+            if not store.is_transient(error):
+                raise
             print(f"{os.getpid()} asks again: {error}")
             return False
 

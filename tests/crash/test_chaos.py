@@ -20,6 +20,9 @@ from tests.crash.shop import Shop
 SECONDS = float(os.environ.get("EDDA_CHAOS_SECONDS", "45"))
 ORDERS_A_SECOND = 6
 
+#: What a throw of the dice does: below the first the connections are cut, below the last a process is killed.
+_CUT, _KILL, _STOP = 0.08, 0.3, 0.55
+
 
 @pytest.mark.long
 @pytest.mark.endurance
@@ -62,6 +65,9 @@ async def _do_harm(
     cast: list[Role], proxy: Proxy | None, dice: random.Random, until: asyncio.Task[None]
 ) -> Counter[str]:
     done: Counter[str] = Counter()
+    # Every role is hit both ways, whatever the dice say; the rest is left to them.
+    certain = [(role, what) for role in cast for what in (_KILL, _STOP)]
+    dice.shuffle(certain)
     loop = asyncio.get_running_loop()
     end = loop.time() + SECONDS
     async with asyncio.TaskGroup() as sleeping:
@@ -69,13 +75,13 @@ async def _do_harm(
             await asyncio.sleep(dice.uniform(0.2, 2.0))
             if until.done():
                 until.result()
-            role, what = dice.choice(cast), dice.random()
-            if what < 0.08 and proxy is not None:
+            role, what = certain.pop() if certain else (dice.choice(cast), dice.random())
+            if what < _CUT and proxy is not None:
                 await proxy.down()
                 await asyncio.sleep(dice.uniform(0, 2))
                 await proxy.up()
                 done["connections cut"] += 1
-            elif what < 0.55:
+            elif what < _STOP:
                 await role.kill()
                 done[f"{role.name} killed"] += 1
             else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from edda import WorkflowContext, workflow
 from edda.engine.journal import Journal, Outcome
 from edda.engine.runloop import RunLoop
 from edda.engine.tasks import Tasks
 from edda.engine.timers import Timers
 from edda.storage.memory import MemoryStore
 from edda.storage.rows import Turn, TurnResult
+from tests.engine.conftest import MakeApp
 from tests.interleavings import given
 
 
@@ -66,3 +68,31 @@ async def test_journal_to_which_a_workflow_hands_a_turn_writes_it_and_those_that
     assert isinstance(await asyncio.wait_for(writer.outcome, 5), TurnResult)
     journal.submit(second)
     assert isinstance(await asyncio.wait_for(second.outcome, 5), TurnResult)
+
+
+@workflow
+async def talking(ctx: WorkflowContext, port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    line = await reader.readline()  # the reader's future is one of the run's own loop
+    writer.close()
+    return line.decode().strip()
+
+
+async def test_code_that_waits_for_a_connection_of_its_own_is_not_taken_for_stuck(make_app: MakeApp) -> None:
+    asked = asyncio.Event()
+
+    async def answer_late(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked.wait()
+        writer.write(b"late\n")
+        await writer.drain()
+        writer.close()
+
+    app = await make_app(talking)
+    async with await asyncio.start_server(answer_late, "127.0.0.1") as server:
+        handle = await talking.submit(port=server.sockets[0].getsockname()[1])
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            for run in list(app.worker.runs.values()):
+                run.wake()  # whatever makes it look again
+        asked.set()
+        assert await handle.result(timeout=20) == "late"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,7 +28,7 @@ def get_instance(c: sa.Connection, instance_id: str) -> InstanceRow | None:
 def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
     found = c.execute(select).all()
     kinds: dict[str, set[WaitKind]] = {}
-    for part in chunked([row.id for row in found if row.state == State.WAITING]):
+    for part in chunked([row.id for row in found if row.ended_at is None]):
         for wait in c.execute(
             sa.select(waits.c.instance_id, waits.c.kind).where(waits.c.instance_id.in_(part))
         ):
@@ -54,6 +54,7 @@ def _rows(c: sa.Connection, select: sa.Select[Any]) -> list[InstanceRow]:
             row.output_type,
             row.error,
             frozenset(kinds.get(row.id, ())),
+            row.carried,
         )
         for row in found
     ]
@@ -70,10 +71,11 @@ def find_instances(
     started_after: int | None,
     started_before: int | None,
     input_filters: Mapping[str, object] | None,
+    where: Callable[[InstanceRow], bool] | None,
     limit: int,
     before: tuple[int, str] | None,
 ) -> list[InstanceRow]:
-    """Newest first. Filters on the input are applied to pages as they are read, to mean the same everywhere."""
+    """Newest first. Filters on the input, and ``where``, look at pages as they are read: the same everywhere."""
     for path in input_filters or {}:
         if not _PATH.match(path):
             msg = f"input_filters: {path!r} is not a path; use names joined by dots, for example 'order.customer_id'"
@@ -102,7 +104,8 @@ def find_instances(
                     sa.and_(instances.c.created_at == before[0], instances.c.id < before[1]),
                 )
             )
-        size = limit if not input_filters else max(limit, 500)
+        picky = bool(input_filters or where)
+        size = max(limit, 500) if picky else limit
         page = _rows(
             c,
             sa.select(instances)
@@ -110,7 +113,11 @@ def find_instances(
             .order_by(instances.c.created_at.desc(), instances.c.id.desc())
             .limit(size),
         )
-        found += [row for row in page if not input_filters or _matches(row.input, input_filters)]
+        found += [
+            row
+            for row in page
+            if (not input_filters or _matches(row.input, input_filters)) and (where is None or where(row))
+        ]
         if len(page) < size:
             break
         before = (page[-1].created_at, page[-1].id)

@@ -242,6 +242,7 @@ class CoreStore:
         started_after: int | None = None,
         started_before: int | None = None,
         input_filters: Mapping[str, object] | None = None,
+        where: Callable[[InstanceRow], bool] | None = None,
         limit: int = 50,
         before: tuple[int, str] | None = None,
     ) -> list[InstanceRow]:
@@ -256,6 +257,7 @@ class CoreStore:
                 started_after=started_after,
                 started_before=started_before,
                 input_filters=input_filters,
+                where=where,
                 limit=limit,
                 before=before,
             ),

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -374,6 +374,7 @@ class MemoryStore:
         started_after: int | None = None,
         started_before: int | None = None,
         input_filters: Mapping[str, object] | None = None,
+        where: Callable[[InstanceRow], bool] | None = None,
         limit: int = 50,
         before: tuple[int, str] | None = None,
     ) -> list[InstanceRow]:
@@ -394,6 +395,7 @@ class MemoryStore:
                 and (started_before is None or row.created_at <= started_before)
                 and (before is None or (row.created_at, row.new.id) < before)
                 and _matches(row.new.input, input_filters or {})
+                and (where is None or where(_shown(t, row)))
             ]
             rows.sort(key=lambda row: (row.created_at, row.new.id), reverse=True)
             return [_shown(t, row) for row in rows[:limit]]
@@ -462,7 +464,7 @@ def _claimed(row: Instance) -> ClaimedInstance:
 
 
 def _shown(t: Tables, row: Instance) -> InstanceRow:
-    kinds = [wait.new.kind for _, wait in t.waits_of(row.new.id)] if row.state is State.WAITING else []
+    kinds = [wait.new.kind for _, wait in t.waits_of(row.new.id)]
     return view(InstanceRow, row, row.new, wait_kinds=frozenset(kinds))
 
 
