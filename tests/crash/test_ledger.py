@@ -227,3 +227,19 @@ def test_short_order_without_one_of_its_events(kind: str) -> None:
     found = short_books()
     found.deliveries = [one for one in found.deliveries if (one.type, one.order_id) != (kind, "shop/2")]
     assert ledger.faults(found, ORDERS, "short") == [f"{kind} of shop/2 came out under 0 ids"]
+
+
+# ---------------------------------------------------------------------------------------------- sequence
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        ("123", ""),
+        ("1213", ""),  # sent again
+        ("132", "('/shop', '2') of k has sequence 2, behind 3"),
+    ],
+)
+def test_sequence_of_a_key_that_does_not_rise(sent: str, fault: str) -> None:
+    events = [Found(0, {"source": "/shop", "id": one, "sequence": one}, b"") for one in sent]
+    assert ledger.out_of_sequence({"k": events}) == ([fault] if fault else [])
