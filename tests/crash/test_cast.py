@@ -49,7 +49,7 @@ async def test_a_part_that_has_ended_by_itself_is_told_with_what_it_said(harm: s
         role = Role("relay", lambda: process)
         await role.start()
         process.wait()
-        with pytest.raises(AssertionError, match=r"ended with 3(.*\\n)*the database is gone"):
+        with pytest.raises(AssertionError, match=r"ended with 3(.*\n)*the database is gone"):
             await (role.stop_for(0) if harm == "stop_for" else getattr(role, harm)())
 
 
