@@ -20,6 +20,8 @@ from edda.storage.contract import Storage
 from edda.storage.schema import history, instances, outbox
 from tests.cli.conftest import Run
 from tests.support.databases import Database
+from tests.support.kafka import Kafka
+from tests.support.rabbitmq import Broker
 from tests.support.servers import run_apart
 
 ORDERS = 12
@@ -68,6 +70,20 @@ _AN_EVENT = (
 async def test_the_demo_adds_up_on_every_database(database: Database, tmp_path: Path) -> None:
     _, faults = await perform(60, World(database.url), tmp_path, quiet())
     assert faults == []
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.real
+@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
+async def test_the_demo_adds_up_on_a_broker_of_ones_own_and_a_server(
+    edda: Run, kafka: Kafka, rabbitmq: Broker, postgresql_database: Database, broker: str
+) -> None:
+    address = {"kafka": kafka.bootstrap, "rabbitmq": rabbitmq.url}[broker]
+    where = ("--database-url", postgresql_database.url, f"--{broker}", address)
+    ran = await edda("demo", "--orders", "40", "--json", *where)
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert (told["faults"], told["adds_up"], told["completed"], told["out"]) == ([], True, 40, 80)
 
 
 # ---------------------------------------------------------------------------------------------- planted faults

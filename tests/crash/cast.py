@@ -34,7 +34,8 @@ class Role:
     async def kill(self) -> None:
         """And another one takes the part."""
         assert self._process is not None
-        process, self._process = self._process, None  # whoever has stopped it shall not wake it
+        process, self._process = self._process, None  # whoever has frozen it need not wake it any more
+        process.must_live()
         await asyncio.to_thread(process.kill)
         self._stopped = False
         self._process = self._start()
@@ -46,7 +47,6 @@ class Role:
         if self._process is None or self._stopped:
             return
         process, self._stopped = self._process, True
-        assert process.returncode is None, f"{process.target} has ended by itself:\n{process.output}"
         process.pause()
         await asyncio.sleep(seconds)
         if self._process is process:
@@ -58,7 +58,7 @@ class Role:
         assert self._process is not None
         self._process.resume()
         await eventually(lambda: not self._stopped, timeout=20)
-        assert self._process.returncode is None, self._process.output
+        self._process.must_live()
 
 
 @asynccontextmanager

@@ -170,6 +170,23 @@ def out_of_order(sent: Iterable[Found], accepted: Iterable[tuple[str, str]]) -> 
     return found
 
 
+def out_of_sequence(keys: Mapping[str, Iterable[Found]]) -> list[str]:
+    """Where an event came behind one of its ordering key with a higher ``sequence``, the first of each counting."""
+    found = []
+    for key, events in keys.items():
+        seen: set[tuple[str, str]] = set()
+        last = ""
+        for event in events:
+            if event.identity in seen:
+                continue
+            seen.add(event.identity)
+            sequence = event.attributes["sequence"]
+            if sequence <= last:
+                found.append(f"{event.identity} of {key} has sequence {sequence}, behind {last}")
+            last = max(last, sequence)
+    return found
+
+
 async def read(urls: Iterable[str], sink: Path) -> Books:
     """Read everything from the databases and from the sink's file."""
     books = Books()

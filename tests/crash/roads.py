@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class Found:
     lane: int
     attributes: Mapping[str, str]
     data: bytes
+    key: str = ""  #: the record's, where there is one
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -92,7 +93,8 @@ async def _read_topic(road: Road) -> list[Found]:
             while await consumer.position(place) < end:
                 for record in (await consumer.getmany(place, timeout_ms=100)).get(place, ()):
                     headers = {name: value.decode() for name, value in record.headers}
-                    found.append(_found(place.partition, headers, "ce_", record.value))
+                    event = _found(place.partition, headers, "ce_", record.value)
+                    found.append(replace(event, key=(record.key or b"").decode()))
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.crash import ledger, workflows
 from tests.crash.ledger import Books, Delivery, Entry, Instance
+from tests.crash.roads import Found
 
 ORDERS = {"shop/1": 101, "shop/2": 102}
 
@@ -160,3 +161,85 @@ def test_row_that_is_left_over() -> None:
     found = books()
     found.leftovers["edda_waits"] = 3
     assert told(found) == "left over: 3 rows of edda_waits"
+
+
+# ---------------------------------------------------------------------------------------------- accept order
+
+#: Two lanes, one event of the first sent twice.
+SENT = [
+    Found(lane, {"source": "/customers", "id": one}, b"")
+    for lane, one in [(0, "a"), (0, "b"), (1, "x"), (0, "a"), (1, "y"), (0, "c")]
+]
+
+
+def accepted(ids: str) -> list[tuple[str, str]]:
+    return [("/customers", one) for one in ids]
+
+
+@pytest.mark.parametrize("ids", ["abcxy", "xyabc", "axbyc"])
+def test_lanes_may_be_accepted_in_any_turns(ids: str) -> None:
+    assert ledger.out_of_order(SENT, accepted(ids)) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "fault"),
+    [
+        ("bacxy", "('/customers', 'b') of lane 0 was accepted before what came before it"),
+        ("abcyx", "('/customers', 'y') of lane 1 was accepted before what came before it"),
+        ("abxy", "('/customers', 'c') of lane 0 was never accepted"),
+        ("abcxyz", "('/customers', 'z') was accepted, and is in no lane"),
+    ],
+)
+def test_accept_order_that_is_not_that_of_the_lane(ids: str, fault: str) -> None:
+    assert ledger.out_of_order(SENT, accepted(ids)) == [fault]
+
+
+# ---------------------------------------------------------------------------------------------- short orders
+
+
+def short_books() -> Books:
+    """As they are after the chaos with brokers, when all has gone well."""
+    found, course = books(), workflows.courses["short"]
+    for number, (order_id, amount) in enumerate(ORDERS.items()):
+        instance = found.instances[number]
+        found.instances[number] = dataclasses.replace(instance, output=course.result(order_id, amount))
+        found.history[instance.id] = [
+            Entry(seq, seq - 1, 1, kind, name) for seq, (kind, name) in enumerate(course.history, 1)
+        ]
+    return found
+
+
+def test_short_order_that_adds_up_has_no_fault_and_is_no_full_one() -> None:
+    assert ledger.faults(short_books(), ORDERS, "short") == []
+    assert "history of i1" in told(short_books())
+
+
+@pytest.mark.parametrize("at", range(len(workflows.courses["short"].history)))
+def test_short_order_without_one_of_its_steps(at: int) -> None:
+    found = short_books()
+    del found.history["i2"][at]
+    [fault] = ledger.faults(found, ORDERS, "short")
+    assert fault.startswith("history of i2")
+
+
+@pytest.mark.parametrize("kind", workflows.EVENTS)
+def test_short_order_without_one_of_its_events(kind: str) -> None:
+    found = short_books()
+    found.deliveries = [one for one in found.deliveries if (one.type, one.order_id) != (kind, "shop/2")]
+    assert ledger.faults(found, ORDERS, "short") == [f"{kind} of shop/2 came out under 0 ids"]
+
+
+# ---------------------------------------------------------------------------------------------- sequence
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        ("123", ""),
+        ("1213", ""),  # sent again
+        ("132", "('/shop', '2') of k has sequence 2, behind 3"),
+    ],
+)
+def test_sequence_of_a_key_that_does_not_rise(sent: str, fault: str) -> None:
+    events = [Found(0, {"source": "/shop", "id": one, "sequence": one}, b"") for one in sent]
+    assert ledger.out_of_sequence({"k": events}) == ([fault] if fault else [])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash import ledger, roads, workflows
 from tests.crash.customers import customers_on
-from tests.crash.roads import Kind
+from tests.crash.roads import Found, Kind
 from tests.crash.shop import Shop
 from tests.end_to_end.conftest import MakeRoad
 
@@ -48,3 +48,13 @@ async def test_every_order_runs_once_and_every_event_leaves_in_order(
         assert ledger.out_of_order(sent, accepted) == []
     if way_out == "kafka":
         assert len({event.lane for event in found}) > 1
+        assert len(_customers(found)) > 1
+        assert ledger.out_of_sequence(_customers(found)) == []
+
+
+def _customers(found: list[Found]) -> dict[str, list[Found]]:
+    """What came out, by its ordering key, in the order of the partition."""
+    keys: dict[str, list[Found]] = {}
+    for event in found:
+        keys.setdefault(event.key, []).append(event)
+    return keys

@@ -19,6 +19,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from tests.support import containers, run
@@ -56,6 +57,12 @@ class Kafka:
             await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
         await eventually(lambda: self._has(name, partitions))
         return name
+
+    async def configure(self, topic: str, **config: str) -> None:
+        """Change settings of a topic; with ``_`` for ``.``."""
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        async with self._admin() as admin:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
 
     async def delete(self, topic: str) -> None:
         """Delete a topic."""

@@ -103,15 +103,30 @@ class Process:
         self._process.kill()
         self._process.join()
 
+    def must_live(self) -> None:
+        """Raises AssertionError, with its exit status and its output, if it has ended."""
+        if self.returncode is not None:
+            # What it said last is what one wants to know: all of it has been read when the pipe ends.
+            self._reader.join(1)
+            msg = f"{self.target} has ended with {self.returncode}. Its output:\n{self.output}"
+            raise AssertionError(msg)
+
     def pause(self) -> None:
-        """SIGSTOP it, and return when it stands still: it holds what it holds and does nothing."""
-        os.kill(self._pid, signal.SIGSTOP)
+        """SIGSTOP it, and return when it stands still: it holds what it holds and does nothing.
+
+        Raises:
+            AssertionError: it has ended. Carries the output.
+        """
+        self._signal(signal.SIGSTOP)
         self._wait_until_still()
 
     def resume(self) -> None:
-        """SIGCONT it."""
-        assert self.returncode is None, f"{self.target} has ended with {self.returncode}:\n{self.output}"
-        os.kill(self._pid, signal.SIGCONT)
+        """SIGCONT it.
+
+        Raises:
+            AssertionError: it has ended. Carries the output.
+        """
+        self._signal(signal.SIGCONT)
 
     def terminate(self) -> None:
         """SIGTERM it: the polite request that it end. Follow with ``wait``."""
@@ -141,6 +156,15 @@ class Process:
         if error is not None:
             error.add_note(f"output of {self.target}:\n{self.output}")
 
+    def _signal(self, number: signal.Signals) -> None:
+        self.must_live()
+        try:
+            os.kill(self._pid, number)
+        except ProcessLookupError:  # it ended just now; its end has its status in a moment
+            self._process.join(10)
+            self.must_live()
+            raise
+
     def _wait_until_still(self, timeout: float = 10) -> None:
         """The signal stops one thread after the other; on a busy machine some go on for a while."""
         deadline = time.monotonic() + timeout
@@ -150,9 +174,10 @@ class Process:
                 with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
                     states.append(stat.read_text().rpartition(")")[2].split()[0])
             if set(states) <= set("TZX"):
-                return
+                break
             assert time.monotonic() < deadline, f"{self.target} does not stop"
             time.sleep(0.001)
+        self.must_live()
 
     def _pump(self) -> None:
         with self._output as stream:

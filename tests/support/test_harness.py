@@ -84,6 +84,16 @@ async def test_a_process_that_ends_without_the_line_fails_at_once_with_its_outpu
         await process.line("goodbye")
 
 
+@pytest.mark.parametrize("what", ["pause", "resume", "must_live"])
+async def test_a_process_that_has_ended_by_itself_is_told_with_its_output_when_a_signal_is_due(
+    what: str,
+) -> None:
+    with spawn("tests.support.test_harness:give_up") as process:
+        assert process.wait() == 3
+        with pytest.raises(AssertionError, match=r"ended with 3(.*\n)*out of paper"):
+            getattr(process, what)()
+
+
 @pytest.mark.timeout(200)
 async def test_a_killed_test_run_leaves_no_process_not_even_a_frozen_one() -> None:
     with spawn("tests.support.test_harness:start_and_freeze_another") as starter:
@@ -119,3 +129,8 @@ async def greet() -> None:
     import os
 
     print(os.environ["EDDA_TEST_GREETING"])
+
+
+def give_up() -> None:
+    print("out of paper", flush=True)
+    sys.exit(3)

@@ -10,6 +10,7 @@ import pytest
 
 from edda.cloudevent import CloudEvent
 from edda.errors import ConfigurationError
+from edda.outbox.dead_letters import dead_rows, replay
 from edda.storage.contract import Storage
 from gateways.kafka.record import delivery_of, read
 from outbox_relays.kafka import KafkaPublisher
@@ -227,6 +228,25 @@ async def test_record_above_the_topics_limit_is_found_in_its_batch_and_harms_no_
         "behind": "parked",
     }
     assert "50" in str((await reasons(lite))["large"])
+
+
+@pytest.mark.real
+async def test_record_above_the_topics_limit_goes_before_those_of_its_key_when_the_limit_is_raised(
+    lite: Storage, kafka: Kafka, relay_to: MakeKafkaRelay
+) -> None:
+    topic = await kafka.topic(max_message_bytes="40000")
+    await enqueue(
+        lite, row("l-0", "l"), row("l-1", "l", data={"x": "x" * 50_000}), row("l-2", "l"), *keyed("a", 5)
+    )
+    relay = await relay_to(lite, kafka.bootstrap, topic)
+    assert set(by_key(await kafka.read(topic, 6))) == {b"l", b"a"}
+    await eventually(lambda: told(lite, "l-1", "max.message.bytes"))
+    await kafka.configure(topic, max_message_bytes="100000")
+    [dead] = await dead_rows(lite.engine())
+    assert await replay(lite.engine(), dead.id)
+    relay.kick()
+    await eventually(lambda: is_empty(lite), 20)
+    assert by_key(await kafka.read(topic, 8))[b"l"] == ["l-0", "l-1", "l-2"]
 
 
 @pytest.mark.real
