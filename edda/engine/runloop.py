@@ -38,7 +38,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._closed = False
         self.tasks: list[asyncio.Task[Any]] = []
         self.foreign = 0
-        self.touched = False  # the code has asked the real loop for a socket or the like, which may wake our futures
+        self.touched = False  # the code has asked the real loop for a socket or the like, which may wake ours
 
     # ------------------------------------------------------------------ the ready queue
 
