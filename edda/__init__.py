@@ -14,6 +14,7 @@ These are the public names; everything else is how it works.
 
 from edda.activity import activity
 from edda.app import EddaApp
+from edda.channels import ChannelMessage, publish, receive, send_to, subscribe, unsubscribe
 from edda.cloudevent import CloudEvent
 from edda.context import WorkflowContext
 from edda.errors import EddaError, NonDeterminismError
@@ -30,6 +31,7 @@ from edda.workflow import workflow
 __version__ = "1.0.0.dev0"
 
 __all__ = [
+    "ChannelMessage",
     "CloudEvent",
     "EddaApp",
     "EddaError",
@@ -48,10 +50,15 @@ __all__ = [
     "compensation",
     "on_failure",
     "outbox",
+    "publish",
+    "receive",
     "register_compensation",
     "send_event_transactional",
+    "send_to",
     "sleep",
     "sleep_until",
+    "subscribe",
+    "unsubscribe",
     "wait_event",
     "wait_timer",
     "wait_until",

@@ -36,6 +36,7 @@ from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.connect import open_store
 from edda.storage.rows import EventResult, NewInstance, State, Trigger
 from edda.workflow import StartOptions, Workflow, declared, running_apps
+from outbox_relays.inbox import InboxPublisher
 from outbox_relays.relay import Relay
 
 if TYPE_CHECKING:
@@ -223,14 +224,18 @@ class EddaApp:
             news,
             self._outbox_news,
             self.destinations,
+            self.deliver_events,
         )
         shapes.on_woken = worker.woken
-        inbox = Inbox(self.store, on_woken=worker.woken)
+        inbox = self._inbox = Inbox(self.store, on_woken=worker.woken)
         await self.store.declare_triggers(self._triggers())
         stack.push_async_callback(news.stop)
         if self.work or (self._publishers and self.run_relays):
             news.start(beats=self.work)
-        for publisher in self._publishers if self.run_relays else ():
+        publishers: list[Publisher] = list(self._publishers) if self.run_relays else []
+        if self.work:
+            publishers.append(InboxPublisher(inbox))
+        for publisher in publishers:
             lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
             relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
             stack.push_async_callback(relay.stop)
@@ -241,7 +246,7 @@ class EddaApp:
             stack.push_async_callback(worker.stop)
             await worker.start()
         stack.push_async_callback(inbox.close)
-        self._worker, self._inbox, self._news = worker, inbox, news
+        self._worker, self._news = worker, news
         for gateway in self.running_gateways:
             stack.push_async_callback(gateway.stop)
             await gateway.start(inbox)
@@ -326,6 +331,14 @@ class EddaApp:
         one = [events] if isinstance(events, CloudEvent) else list(events)
         refuse_while_writing(current_attempt.get(), "app.deliver()")
         return await self.inbox.deliver(one)
+
+    async def deliver_events(self, events: Sequence[CloudEvent]) -> list[EventResult]:
+        """For Edda's own modules: as ``deliver``, also while the app starts and stops."""
+        inbox = self._inbox
+        if inbox is None:
+            self._need_running()
+            inbox = self.inbox
+        return await inbox.deliver(list(events))
 
     async def handle_cloudevent(self, event: Any, wait: bool = False) -> None:
         """As in ``edda-framework 0.16``; the event is durable when this returns."""
@@ -450,7 +463,7 @@ class EddaApp:
     @property
     def storage(self) -> Instances:
         """Queries: ``await app.storage.get_instance(id)``; ``app.storage.engine``."""
-        return Instances(self.store)
+        return Instances(self.store, self.deliver_events)
 
     async def find_instances(self, **filters: Any) -> dict[str, Any]:
         """Find instances, newest first: see ``Instances.find_instances``."""
@@ -489,14 +502,15 @@ class EddaApp:
 
     def _outbox_news(self, destinations: frozenset[str] | None = None) -> None:
         """A commit of this process left rows in the outbox for these destinations (None: nobody knows which)."""
-        self._kick_relays()
+        self._kick_relays(destinations)
         here = {relay.destination for relay in self.relays}
         if self._news is not None and (destinations is None or not destinations <= here):
             self._news.outbox()
 
-    def _kick_relays(self) -> None:
+    def _kick_relays(self, destinations: frozenset[str] | None = None) -> None:
         for relay in self.relays:
-            relay.kick()
+            if destinations is None or relay.destination in destinations:
+                relay.kick()
 
     def destinations(self, event_type: str) -> list[str]:
         """Where events of this type go from the outbox: to every relay that takes it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ from edda.storage.rows import State
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from edda.cloudevent import CloudEvent
     from edda.storage.contract import Storage
+    from edda.storage.rows import EventResult
 
 _LIVE = (State.RUNNABLE, State.RUNNING, State.WAITING, State.PAUSED)
 
@@ -34,8 +36,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Instances:
     """``app.storage``: what may be asked of the database."""
 
-    def __init__(self, store: Storage) -> None:
+    def __init__(
+        self,
+        store: Storage,
+        deliver: Callable[[Sequence[CloudEvent]], Awaitable[list[EventResult]]] | None = None,
+    ) -> None:
         self._store = store
+        self._deliver = deliver
+
+    async def deliver_events(self, events: Sequence[CloudEvent]) -> list[EventResult]:
+        """Accept events, for ``publish(app.storage, ...)``."""
+        if self._deliver is None:
+            msg = "these queries belong to no app: publish with the app itself, 'await publish(app, ...)'"
+            raise ConfigurationError(msg)
+        return await self._deliver(events)
 
     @property
     def engine(self) -> AsyncEngine:

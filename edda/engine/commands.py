@@ -44,6 +44,8 @@ class EventWait:
     timeout_us: int | None
     lookback_us: int | None = None  # keyed: how long before the chain's start; None: the grace
     from_registration: bool = False  # since="wait"
+    after: int | None = None  # a subscription's: only what was accepted behind this number
+    competing: bool = False  # a message is taken from all who wait for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from edda.cloudevent import CloudEvent
     from edda.engine.journal import Journal
     from edda.engine.run import Run
     from edda.engine.telling import Telling
     from edda.retry import RetryPolicy
     from edda.storage.contract import Storage
-    from edda.storage.rows import NewInstance, Shape, State, Turn
+    from edda.storage.rows import EventResult, NewInstance, Shape, State, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class Host(Protocol):
 
     async def ensure_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
         """Register a shape; waits for the database as long as it takes."""
+        ...
+
+    async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
+        """Accept events; see ``Inbox.deliver``."""
         ...
 
     def load_soon(self, run: Run) -> None:

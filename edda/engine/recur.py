@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from pydantic_core import from_json, to_json
 
 from edda.engine.outcome import RecurError
 
 
-def encode_carried(previous: str, cursors: dict[bytes, int], received: Iterable[int]) -> bytes:
-    """Where the chain has come to: per kind of wait the last event received; of a keyed run all that were."""
-    return to_json(
-        {
-            "previous": previous,
-            "cursors": {key.hex(): seq for key, seq in cursors.items()},
-            "received": sorted(received),
-        }
-    )
+@dataclass(slots=True)
+class Carried:
+    """Where a chain of runs has come to.
 
+    ``cursors``: per kind of wait (its hash) the last event received. ``received``: of a keyed run all that were.
+    ``subscriptions``: channel -> mode, and the accept number behind which its messages are seen.
+    """
 
-def decode_carried(carried: bytes | None) -> tuple[dict[bytes, int], set[int]]:
-    """Cursors, and the events received."""
-    if carried is None:
-        return {}, set()
-    described = from_json(carried)
-    cursors = {bytes.fromhex(key): seq for key, seq in described["cursors"].items()}
-    return cursors, set(described["received"])
+    cursors: dict[bytes, int] = field(default_factory=dict)
+    received: set[int] = field(default_factory=set)
+    subscriptions: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def encode(self, previous: str) -> bytes:
+        """For the run that follows ``previous``."""
+        return to_json(
+            {
+                "previous": previous,
+                "cursors": {key.hex(): seq for key, seq in self.cursors.items()},
+                "received": sorted(self.received),
+                "subscriptions": self.subscriptions,
+            }
+        )
+
+    @classmethod
+    def decode(cls, carried: bytes | None) -> Carried:
+        """None: the first run of its chain."""
+        if carried is None:
+            return cls()
+        described = from_json(carried)
+        return cls(
+            {bytes.fromhex(key): seq for key, seq in described["cursors"].items()},
+            set(described["received"]),
+            {channel: (mode, last) for channel, (mode, last) in described["subscriptions"].items()},
+        )
 
 
 def recurred_output(recur: RecurError, next_id: str) -> bytes:

@@ -24,12 +24,13 @@ from edda.cloudevent import event_of
 from edda.engine.attempt import run_activity
 from edda.engine.block import Block
 from edda.engine.commands import COMMAND_OF_WAIT, ActivityCall, Command, EventWait, TimerWait
+from edda.engine.competing import take_message
 from edda.engine.determinism import difference, mismatch
 from edda.engine.draft import Delivery, Draft, Part, merge
 from edda.engine.host import Host, Released, WorkflowDefinition
 from edda.engine.observed import decode_event, encode_event
 from edda.engine.outcome import Outcome, RecurError, outcome_of_task
-from edda.engine.recur import decode_carried, encode_carried, recurred_output
+from edda.engine.recur import Carried, recurred_output
 from edda.engine.runloop import RunLoop
 from edda.engine.telling import tell_of_activity, tell_of_end
 from edda.engine.undo import Compensation, cancelled, compensate, decode_outcome, encode_outcome
@@ -114,8 +115,7 @@ class Run:
         self._held: list[Command] = []
         self._active: dict[int, asyncio.Task[None]] = {}
         self._preparing = 0
-        self._cursors: dict[bytes, int] = {}
-        self._received_seqs: set[int] = set()
+        self._carried = Carried()
         self._ready: dict[int, Delivery | None] = {}
         self._draft = Draft()
         self._in_flight: list[Part] | None = None
@@ -434,14 +434,20 @@ class Run:
             future.set_exception(error)
 
     def _received(self, command: Command, seq: int) -> None:
-        self._received_seqs.add(seq)
+        if self.live_key is not None:
+            self._carried.received.add(seq)
         if isinstance(command.wait, EventWait):
-            self._cursors[command.wait.hash] = max(seq, self._cursors.get(command.wait.hash, 0))
+            self._carried.cursors[command.wait.hash] = max(
+                seq, self._carried.cursors.get(command.wait.hash, 0)
+            )
 
     def _apply(self, row: WaitRow) -> None:
         """A wait that is due: choose what ends it, by data alone."""
         command = self._commands.get(row.seq)
         if command is None or command.future.done():
+            if row.seq <= self._seq:
+                # Its result was committed by the user's own transaction, and the process died before it dropped this.
+                self.write(Part(drop_wait=row.seq))
             return
         if row.kind is WaitKind.RETRY:
             if command.seq not in self._active:
@@ -457,7 +463,10 @@ class Run:
     def _apply_event(self, command: Command, wait: EventWait, row: WaitRow) -> None:
         event = row.event
         if event is not None and (row.deadline_us is None or event.accepted_at <= row.deadline_us):
-            if event.seq <= self._cursors.get(wait.hash, 0):
+            if wait.competing:
+                self._take(command, wait, row)
+                return
+            if event.seq <= self._carried.cursors.get(wait.hash, 0):
                 # Another wait of the same shape received it in this very turn: look again behind it.
                 self.write(Part(wait=self._new_wait(command, row)))
                 return
@@ -468,6 +477,19 @@ class Run:
             self.observe(command, kinds.EVENT, payload, None, decoded, speculative=True)
         elif row.deadline_us is not None and row.deadline_us <= self.host.now_us():
             self.observe(command, kinds.EVENT_TIMEOUT, _TIMER_PAYLOAD, None, None, speculative=True)
+
+    def _take(self, command: Command, wait: EventWait, row: WaitRow) -> None:
+        """Take a message of a competing channel, in a transaction of its own; another may be faster."""
+        if command.seq not in self._active:
+            taking = take_message(self, command, wait, row)
+            self._active[command.seq] = self.host.loop.create_task(taking)
+
+    def took_nothing(self, command: Command, row: WaitRow) -> None:
+        """Whatever woke the wait was taken by others: wait for what comes behind it."""
+        self._active.pop(command.seq, None)
+        if not self.closed and command.seq in self._commands and row.event is not None:
+            self.write(Part(wait=self._new_wait(command, replace(row, cursor=row.event.seq))))
+            self._advance()
 
     # ------------------------------------------------------------------ at rest: what now?
 
@@ -626,7 +648,7 @@ class Run:
             command,
             wait,
             self.host.known_shape(wait.pattern, wait.paths),
-            cursor=self._cursors.get(wait.hash, 0),
+            cursor=self._carried.cursors.get(wait.hash, 0),
             start_event=self.start_event,
             chain_started_at=self.chain_started_at,
             replaces=row,
@@ -688,7 +710,7 @@ class Run:
         if self.live_key is not None and outcome.state in ENDED and turn.successor is None:
             turn.successor = self._successor
             if turn.successor is None:
-                turn.unread = Unread(self.live_key, self.start_event, frozenset(self._received_seqs))
+                turn.unread = Unread(self.live_key, self.start_event, frozenset(self._carried.received))
 
     def flushed(self, turn: Turn, answer: TurnResult | StorageDataError, now_us: int) -> None:
         """The journal's answer."""
@@ -741,13 +763,13 @@ class Run:
             version=self.definition.version,
             live_key=self.live_key,
             chain_started_at=self.chain_started_at,
-            carried=encode_carried(self.id, self._cursors, self._received_seqs if self.live_key else ()),
+            carried=self._carried.encode(self.id),
             start_event=self.start_event,
         )
 
     def carry(self, carried: bytes | None) -> None:
         """What earlier runs of the chain have received counts as received."""
-        self._cursors, self._received_seqs = decode_carried(carried)
+        self._carried = Carried.decode(carried)
 
     def _committed(self, turn: Turn, parts: list[Part], now_us: int) -> None:
         for part in parts:
@@ -842,6 +864,11 @@ class Run:
             self._cancel = self._cancel or cancelled(row.detail)
         elif not self._past:
             self.write(Part(drop_wait=CANCEL_SEQ))  # it is being undone already
+
+    @property
+    def subscriptions(self) -> dict[str, tuple[str, int]]:
+        """The channels it listens to: mode, and the accept number behind which messages are seen."""
+        return self._carried.subscriptions
 
     @property
     def has_waits(self) -> bool:

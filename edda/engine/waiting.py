@@ -40,6 +40,8 @@ def event_row(
     deadline_us = None
     if replaces is not None:
         cursor, deadline_us = max(cursor, replaces.cursor), replaces.deadline_us
+    elif wait.after is not None:
+        cursor = max(cursor, wait.after)
     elif wait.from_registration:
         since = _REGISTRATION
     elif wait.paths:

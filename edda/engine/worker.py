@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pydantic_core import from_json
 
 from edda.attributes import is_json_type
+from edda.cloudevent import CloudEvent
 from edda.engine.host import Released, WorkflowDefinition
 from edda.engine.journal import Journal
 from edda.engine.lease import Lease
@@ -37,7 +38,16 @@ from edda.errors import (
 )
 from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.contract import Storage
-from edda.storage.rows import ENDED, Beat, ClaimedInstance, NewInstance, OutboxMessage, Shape, Turn
+from edda.storage.rows import (
+    ENDED,
+    Beat,
+    ClaimedInstance,
+    EventResult,
+    NewInstance,
+    OutboxMessage,
+    Shape,
+    Turn,
+)
 
 log = logging.getLogger("edda.engine")
 
@@ -91,6 +101,7 @@ class Worker:
         news: News,
         on_outbox: Callable[[frozenset[str] | None], None] = lambda _: None,
         destinations: Callable[[str], list[str]] = lambda _: ["default"],
+        deliver: Callable[[Sequence[CloudEvent]], Awaitable[list[EventResult]]] | None = None,
     ) -> None:
         self.store = store
         self.app = app
@@ -111,6 +122,7 @@ class Worker:
         self._shapes = shapes
         self._on_outbox = on_outbox
         self.destinations = destinations
+        self._deliver = deliver or _nobody
         self._starters: dict[str, asyncio.Future[Released]] = {}
         self._watchers: dict[str, list[asyncio.Future[None]]] = {}
         self._timers = Timers(self.now_us, lambda: self._tasks.spawn(self._fire_timers()))
@@ -256,6 +268,10 @@ class Worker:
         """Register a shape; waits for the database as long as it takes."""
         shape: Shape = await _persist(lambda: self._shapes.ensure(pattern, paths))
         return shape
+
+    async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
+        """Accept events."""
+        return await self._deliver(events)
 
     def load_soon(self, run: Run) -> None:
         """Read the run's waits with those of the others that ask in the same tick."""
@@ -521,6 +537,10 @@ class Worker:
                 return
         log.warning("orphans_adopted", extra={"count": len(orphans or ())})
         await self._take([found[one] for one in sorted(orphans or ())])
+
+
+async def _nobody(events: Sequence[CloudEvent]) -> list[EventResult]:
+    raise NotImplementedError(f"{len(events)} events, and this worker has no inbox")
 
 
 def _data_of(sent: OutboxMessage) -> Any:

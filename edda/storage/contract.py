@@ -193,6 +193,18 @@ class Storage(Protocol):
         """Insert or update by (app, workflow, pattern); routing version + 1 only if something changed. Accept lock."""
         ...
 
+    async def join_channel(self, channel: str, mode: str) -> tuple[str, int]:
+        """The channel's mode (this one, if nobody has joined it yet), and the last accept sequence."""
+        ...
+
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+        """On an open transaction: the first unaddressed message behind the channel's position, which moves there.
+
+        Locks the channel, so that two who take at once get different messages, in accept order; nobody's if the
+        transaction is rolled back. None: there is none.
+        """
+        ...
+
     # ---------------------------------------------------------------- claim
 
     async def claim(

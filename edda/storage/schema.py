@@ -302,6 +302,16 @@ dead_letters = sa.Table(
     **MYSQL,
 )
 
+#: How each channel is read; of a competing one, the last message that somebody has taken.
+channels = sa.Table(
+    "edda_channels",
+    metadata,
+    sa.Column("channel", Key(255), primary_key=True),
+    sa.Column("mode", Key(16), nullable=False),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    **MYSQL,
+)
+
 source_positions = sa.Table(
     "edda_source_positions",
     metadata,

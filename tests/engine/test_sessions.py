@@ -13,6 +13,8 @@ from edda.app import EddaApp
 from edda.context import WorkflowContext
 from edda.errors import TransactionError
 from edda.retry import RetryExhaustedError, RetryPolicy
+from edda.storage import schema
+from edda.storage.rows import WaitKind
 from edda.transactional import send_event_transactional
 from edda.waits import sleep, wait_event
 from edda.workflow import workflow
@@ -348,3 +350,45 @@ async def test_a_start_inside_an_open_session_is_refused_on_sqlite_and_works_els
     else:
         started = await app.handle(await outer.start()).result()
         assert await app.handle(started).result() == "inner"
+
+
+async def test_a_wait_that_outlived_its_result_does_not_keep_the_instance_awake(make_app: MakeApp) -> None:
+    """The process died between the commit of ``ctx.session`` and the turn that drops the backoff's wait."""
+
+    @activity
+    async def writes(ctx: WorkflowContext) -> None:
+        await ctx.session.execute(sa.text("SELECT 1"))
+
+    @workflow
+    async def resting(ctx: WorkflowContext) -> str:
+        await writes(ctx)
+        await wait_event(ctx, "tick")
+        return "done"
+
+    app = await make_app(resting)
+    instance_id = await resting.start()
+    async with app.storage.engine.begin() as connection:
+        await connection.execute(
+            sa.insert(schema.waits).values(
+                instance_id=instance_id,
+                seq=1,
+                kind="retry",
+                name="writes",
+                chain=instance_id,
+                cursor=0,
+                skip=0,
+                due=True,
+            )
+        )
+        here = schema.instances.c.id == instance_id
+        await connection.execute(sa.update(schema.instances).where(here).values(state="runnable"))
+    app.worker.kick()
+
+    async def rests() -> bool:
+        row = await app.store.get_instance(instance_id)
+        assert row is not None
+        return row.owner is None and row.wait_kinds == {WaitKind.EVENT}
+
+    await eventually(rests)
+    await app.deliver(event("tick"))
+    assert await app.handle(instance_id).result(timeout=20) == "done"

@@ -26,12 +26,12 @@ async def test_an_unknown_instance_is_none(store: Storage) -> None:
     assert await store.get_history("nobody") == []
 
 
-async def test_a_waiting_instance_shows_the_kinds_of_its_waits_and_others_show_none(store: Storage) -> None:
+async def test_an_instance_that_has_not_ended_shows_the_kinds_of_its_waits(store: Storage) -> None:
     await given.parked(store, "parked", given.event_wait(1, "a"), given.timer(2, delay_us=HOUR))
     await given.started(store, "running")
     await given.flush(store, given.turn("running", waits=[given.event_wait(1, "a")]))
     rows = {row.id: row.wait_kinds for row in await store.find_instances()}
-    assert rows == {"parked": {WaitKind.EVENT, WaitKind.TIMER}, "running": frozenset()}
+    assert rows == {"parked": {WaitKind.EVENT, WaitKind.TIMER}, "running": {WaitKind.EVENT}}
     assert (await given.row(store, "parked")).wait_kinds == {WaitKind.EVENT, WaitKind.TIMER}
 
 

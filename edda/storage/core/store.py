@@ -18,7 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from edda.errors import EddaError, StorageUnavailableError
 from edda.storage.contract import HintListener
-from edda.storage.core import cancel, instances, ownership, positions, queries, relay, sessions, wakes
+from edda.storage.core import (
+    cancel,
+    channels,
+    instances,
+    ownership,
+    positions,
+    queries,
+    relay,
+    sessions,
+    wakes,
+)
 from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
@@ -164,6 +174,14 @@ class CoreStore:
 
     async def declare_triggers(self, triggers: Sequence[Trigger]) -> None:
         await self._run(lambda c: routes.declare_triggers(c, self.traits, triggers))
+
+    # ---------------------------------------------------------------- channels
+
+    async def join_channel(self, channel: str, mode: str) -> tuple[str, int]:
+        return await self._run(lambda c: channels.join(c, self.traits, channel, mode))
+
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+        return await connection.run_sync(lambda c: channels.take(c, self.traits, channel))
 
     # ---------------------------------------------------------------- users' sessions and new instances
 

@@ -234,6 +234,13 @@ class MemoryStore:
         with self.transaction(turns) as t:
             return turn_of.flush(t, turns)
 
+    async def join_channel(self, channel: str, mode: str) -> tuple[str, int]:
+        with self.transaction() as t:
+            return t.channels.setdefault(channel, mode), t.last_seq
+
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+        _no_session(connection, channel)
+
     async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
         _no_session(connection, turn)
 
@@ -430,6 +437,7 @@ class MemoryStore:
                 "outbox": len(t.outbox),
                 "relay_leases": len(t.leases),
                 "dead_letters": len(t.letters),
+                "channels": len(t.channels),
                 "source_positions": len(t.positions),
                 "workers": len(t.workers),
             }

@@ -101,6 +101,7 @@ class Tables:
     shapes: dict[int, Shape] = field(default_factory=dict)
     triggers: dict[tuple[str, str, str], Trigger] = field(default_factory=dict)
     positions: dict[tuple[str, str, str, int], int] = field(default_factory=dict)
+    channels: dict[str, str] = field(default_factory=dict)
     outbox: dict[int, Outgoing] = field(default_factory=dict)
     leases: dict[str, tuple[str, int]] = field(default_factory=dict)  # destination -> owner, expiry
     letters: dict[tuple[bytes, int], NewDeadLetter] = field(default_factory=dict)  # batch, number in it

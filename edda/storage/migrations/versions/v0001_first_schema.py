@@ -207,6 +207,14 @@ def upgrade() -> None:
         if_not_exists=True,
     )
     op.create_table(
+        "edda_channels",
+        sa.Column("channel", Key(255), primary_key=True),
+        sa.Column("mode", Key(16), nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        **MYSQL,
+        if_not_exists=True,
+    )
+    op.create_table(
         "edda_workers",
         sa.Column("id", Key(64), primary_key=True),
         sa.Column("app", Key(128), nullable=False),
