@@ -63,12 +63,14 @@ class WorkflowContext:
 
     @property
     def cancelled(self) -> bool:
-        """Inside an activity: whether its workflow is being cancelled, or its time is up.
+        """Inside an activity: whether its workflow is being cancelled, or nobody waits for its result any more.
 
         An async activity is cancelled by itself (``asyncio.CancelledError`` at its next await). One in a thread cannot
-        be: look at this between two pieces of work, and stop.
+        be, and one that something undoes is let finish: look at this between two pieces of work, and stop.
         """
-        return self._attempt is not None and (self._attempt.cancelled or self._run.closed)
+        return self._attempt is not None and (
+            self._attempt.cancelled or self._run.closed or self._run.cancelling
+        )
 
     async def recur(self, **kwargs: Any) -> NoReturn:
         """End this run and go on as a new one with these arguments, with an empty history.

@@ -866,6 +866,11 @@ class Run:
             self.write(Part(drop_wait=CANCEL_SEQ))  # it is being undone already
 
     @property
+    def cancelling(self) -> bool:
+        """Whether somebody wants it cancelled, and that is known here."""
+        return self._cancel is not None
+
+    @property
     def subscriptions(self) -> dict[str, tuple[str, int]]:
         """The channels it listens to: mode, and the accept number behind which messages are seen."""
         return self._carried.subscriptions

@@ -29,6 +29,10 @@ class State(StrEnum):
 ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.RECURRED, State.DEAD})
 
 
+#: States in which what is addressed to an instance is for nobody any more. A run that has recurred is followed by one.
+DEAF = ENDED - {State.RECURRED}
+
+
 class WaitKind(StrEnum):
     """What a wait row waits for."""
 

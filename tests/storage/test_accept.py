@@ -408,6 +408,15 @@ async def test_an_event_for_an_ended_instance_is_stored_and_wakes_nobody(store: 
     assert event.addressee == "root"
 
 
+async def test_an_event_for_a_run_that_has_recurred_reaches_the_one_that_follows_it(store: Storage) -> None:
+    await given.started(store, "first", chain="first")
+    await given.parked(store, "second", given.event_wait(1, "a"), chain="first")
+    await given.flush(store, given.end("first", end_state=State.RECURRED))
+    result = await given.accepted(store, given.event("e", "a", addressee="first"))
+    assert result.results == (EventResult(Verdict.ACCEPTED, 1, waits=1),)
+    assert await given.state(store, "second") is State.RUNNABLE
+
+
 async def test_addressed_and_open_events_with_one_key_in_one_batch_reach_whom_they_are_for(
     store: Storage,
 ) -> None:

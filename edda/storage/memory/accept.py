@@ -10,7 +10,7 @@ from edda.errors import StaleRoutingError
 from edda.storage import schema
 from edda.storage.memory.tables import Tables, check_keys, view
 from edda.storage.rows import (
-    ENDED,
+    DEAF,
     AcceptBatch,
     AcceptResult,
     EventResult,
@@ -131,7 +131,7 @@ def _store_and_match(t: Tables, ours: Ours) -> tuple[dict[int, int], set[bytes],
 def _addressee(t: Tables, event: NewEvent) -> tuple[str | None, bool]:
     """The chain it is for, and whether that instance has ended."""
     row = None if event.addressee is None else t.instances.get(event.addressee)
-    return (event.addressee, False) if row is None else (row.chain, row.state in ENDED)
+    return (event.addressee, False) if row is None else (row.chain, row.state in DEAF)
 
 
 def _waiting(t: Tables, keys: Sequence[bytes], addressee: str | None) -> list[tuple[str, int]]:

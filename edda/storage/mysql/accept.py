@@ -32,7 +32,7 @@ from edda.storage.mysql.statements import (
     start_transaction,
 )
 from edda.storage.rows import (
-    ENDED,
+    DEAF,
     AcceptBatch,
     AcceptResult,
     EventResult,
@@ -47,7 +47,7 @@ FIRST_WAITS = 1_000
 #: Hash -> (event, the chain it is addressed to or None).
 OpenKeys = dict[bytes, list[tuple[int, bytes | None]]]
 
-_ENDED = {state.value.encode() for state in ENDED}
+_DEAF = {state.value.encode() for state in DEAF}
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ async def _lock(link: Link, offset_us: int, batch: AcceptBatch) -> _Batch:
         results=[None] * len(batch.events),
         # An unknown id stands for itself: the instance may yet start.
         chains={
-            one: (found[one][1], found[one][2] in _ENDED) if one in found else (one.encode(), False)
+            one: (found[one][1], found[one][2] in _DEAF) if one in found else (one.encode(), False)
             for one in addressees
         },
         repeated=any(row[3] == batch.batch_id for row in identities.values())

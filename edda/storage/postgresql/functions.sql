@@ -575,11 +575,11 @@ BEGIN
 
         -- (4) Events and their keys.
         IF EXISTS (SELECT 1 FROM unnest(e_addressee) AS e(addressee) WHERE e.addressee IS NOT NULL) THEN
-            SELECT array_agg(coalesce(i.chain, e.addressee) ORDER BY e.at), array_agg(i.ended_at IS NOT NULL ORDER BY e.at)
+            SELECT array_agg(coalesce(i.chain, e.addressee) ORDER BY e.at), array_agg(i.ended_at IS NOT NULL AND i.state <> 'recurred' ORDER BY e.at)
             INTO v_chain, v_ended
             FROM unnest(e_addressee) WITH ORDINALITY AS e(addressee, at)
             LEFT JOIN LATERAL (
-                SELECT i.chain, i.ended_at FROM edda_instances i WHERE i.id = e.addressee OFFSET 0
+                SELECT i.chain, i.ended_at, i.state FROM edda_instances i WHERE i.id = e.addressee OFFSET 0
             ) i ON true;
         END IF;
         INSERT INTO edda_events (

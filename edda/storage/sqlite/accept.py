@@ -14,7 +14,7 @@ from typing import Any
 
 from edda.errors import StaleRoutingError
 from edda.storage.rows import (
-    ENDED,
+    DEAF,
     AcceptBatch,
     AcceptResult,
     EventResult,
@@ -99,7 +99,7 @@ def _look_up(c: sqlite3.Connection, now: int, batch: AcceptBatch) -> _Batch:
     chains = {one: (one, False) for one in addressed}
     for marks, ids in among(sorted(addressed)):
         rows = c.execute(f"SELECT id, chain, state FROM edda_instances WHERE id IN {marks}", ids)
-        chains.update((one, (chain, state in ENDED)) for one, chain, state in rows)
+        chains.update((one, (chain, state in DEAF)) for one, chain, state in rows)
     return _Batch(
         # Accepted in order, also when the clock was set back.
         now=max(now, last_accepted_at),
