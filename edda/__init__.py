@@ -24,9 +24,11 @@ from edda.outbox import enqueue as outbox
 from edda.received import ReceivedEvent
 from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
 from edda.saga import compensation, on_failure, register_compensation
+from edda.sending import send_event
 from edda.transactional import send_event_transactional
 from edda.waits import EventTimeoutError, sleep, sleep_until, wait_event, wait_timer, wait_until
 from edda.workflow import workflow
+from edda.wsgi import create_wsgi_app
 
 __version__ = "1.0.0.dev0"
 
@@ -48,11 +50,13 @@ __all__ = [
     "WorkflowHooks",
     "activity",
     "compensation",
+    "create_wsgi_app",
     "on_failure",
     "outbox",
     "publish",
     "receive",
     "register_compensation",
+    "send_event",
     "send_event_transactional",
     "send_to",
     "sleep",

@@ -176,6 +176,7 @@ class EddaApp:
         self.gateways = tuple(gateways)
         self.relays: list[Relay] = []
         self._initialized = False
+        self.was_initialized = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Lock | None = None
         self.waiting_for: str | None = None
@@ -251,7 +252,7 @@ class EddaApp:
             stack.push_async_callback(gateway.stop)
             await gateway.start(inbox)
         self._loop = asyncio.get_running_loop()
-        self._initialized = True
+        self._initialized = self.was_initialized = True
         running_apps.append(self)
         outlets.append(self)
         log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})

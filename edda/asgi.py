@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edda.cloudevent import CloudEvent
 from edda.errors import NotRunningError, StorageError
@@ -86,7 +86,7 @@ def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
         code = 200 if status == "cancelled" else 202
         return JSONResponse({"status": status, "instance_id": instance_id}, status_code=code)
 
-    return Starlette(
+    routes = Starlette(
         routes=[
             Route("/cancel/{instance_id}", cancel, methods=["POST"]),
             Route("/healthz", healthz),
@@ -96,6 +96,8 @@ def compose(app: EddaApp, tokens: Sequence[str]) -> ASGIApp:
         ],
         lifespan=lifespan,
     )
+
+    return start.by_the_first_request_of(routes)
 
 
 def _parts(app: EddaApp) -> dict[str, Any]:
@@ -124,6 +126,16 @@ class _Start:
         if done and self._starting.exception() is not None:
             await self._app.shutdown()
             self._starting.result()
+
+    def by_the_first_request_of(self, routes: ASGIApp) -> ASGIApp:
+        """For servers without a lifespan (WSGI, mounted apps)."""
+
+        async def entry(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and not self._app.was_initialized and self._starting is None:
+                await self.begin()
+            await routes(scope, receive, send)
+
+        return entry
 
     async def end(self) -> None:
         """Stop, wherever the start has come to."""
