@@ -22,7 +22,7 @@ from edda.handle import Handle, WorkflowCancelledError
 from edda.hooks import HooksBase, WorkflowHooks
 from edda.outbox import enqueue as outbox
 from edda.received import ReceivedEvent
-from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
+from edda.retry import ActivityTimeoutError, RetryExhaustedError, RetryPolicy, TerminalError
 from edda.saga import compensation, on_failure, register_compensation
 from edda.sending import send_event
 from edda.transactional import send_event_transactional
@@ -33,6 +33,7 @@ from edda.wsgi import create_wsgi_app
 __version__ = "1.0.0.dev0"
 
 __all__ = [
+    "ActivityTimeoutError",
     "ChannelMessage",
     "CloudEvent",
     "EddaApp",

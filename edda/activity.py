@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 from edda.context import WorkflowContext, attempt_of, run_of
 from edda.engine.attempt import Attempt
 from edda.engine.commands import ActivityCall
-from edda.errors import TransactionError
+from edda.errors import ConfigurationError, TransactionError
 from edda.history.arguments import args_hash, hints_of
 from edda.history.codec import adapter_for
 from edda.retry import RetryPolicy
@@ -29,7 +29,12 @@ class Activity(Generic[P, R]):
 
     _is_activity = True
 
-    def __init__(self, func: Callable[..., Any], retry_policy: RetryPolicy | None) -> None:
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        retry_policy: RetryPolicy | None,
+        timeout_seconds: float | None = None,
+    ) -> None:
         parameters = list(inspect.signature(func).parameters.values())
         if not parameters:
             name = func.__name__
@@ -38,7 +43,11 @@ class Activity(Generic[P, R]):
         functools.update_wrapper(self, func)
         self.func = func
         self.name = func.__name__
+        if timeout_seconds is not None and timeout_seconds <= 0:
+            msg = f"activity {func.__name__!r}: timeout_seconds={timeout_seconds} must be above 0"
+            raise ConfigurationError(msg)
         self.retry_policy = retry_policy
+        self.timeout_seconds = timeout_seconds
         self._is_async = inspect.iscoroutinefunction(func)
         self._adapter = adapter_for(hints_of(func).get("return", Any))
 
@@ -67,6 +76,7 @@ class Activity(Generic[P, R]):
             self.retry_policy,
             self._adapter,
             undoing(self.func, args, kwargs),
+            timeout=self.timeout_seconds,
             function=self.name,
         )
         digest = args_hash(args, kwargs, f"arguments of activity {self.name!r}")
@@ -97,22 +107,37 @@ class ActivityDecorator(Protocol):
 
 @overload
 def activity(
-    func: Callable[Concatenate[WorkflowContext, P], Awaitable[R]], *, retry_policy: RetryPolicy | None = None
+    func: Callable[Concatenate[WorkflowContext, P], Awaitable[R]],
+    *,
+    retry_policy: RetryPolicy | None = None,
+    timeout_seconds: float | None = None,
 ) -> Activity[P, R]: ...
 @overload
 def activity(
-    func: Callable[Concatenate[WorkflowContext, P], R], *, retry_policy: RetryPolicy | None = None
+    func: Callable[Concatenate[WorkflowContext, P], R],
+    *,
+    retry_policy: RetryPolicy | None = None,
+    timeout_seconds: float | None = None,
 ) -> Activity[P, R]: ...
 @overload
-def activity(func: None = None, *, retry_policy: RetryPolicy | None = None) -> ActivityDecorator: ...
-def activity(func: Callable[..., Any] | None = None, *, retry_policy: RetryPolicy | None = None) -> Any:
+def activity(
+    func: None = None, *, retry_policy: RetryPolicy | None = None, timeout_seconds: float | None = None
+) -> ActivityDecorator: ...
+def activity(
+    func: Callable[..., Any] | None = None,
+    *,
+    retry_policy: RetryPolicy | None = None,
+    timeout_seconds: float | None = None,
+) -> Any:
     """Make a function (async, or sync: it then runs in a thread) an activity.
 
-    Its body may run more than once (a crash before its commit, a retry); its result counts once.
+    Its body may run more than once (a crash before its commit, a retry); its result counts once. ``retry_policy``:
+    default the app's. ``timeout_seconds``: how long one attempt may take; then it is cancelled (a thread is told by
+    ``ctx.cancelled``), and has failed with ActivityTimeoutError.
     """
     if func is None:
-        return functools.partial(activity, retry_policy=retry_policy)
-    return Activity(func, retry_policy)
+        return functools.partial(activity, retry_policy=retry_policy, timeout_seconds=timeout_seconds)
+    return Activity(func, retry_policy, timeout_seconds)
 
 
 def refuse_while_writing(attempt: Attempt | None, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from outbox_relays.publisher import Publisher
 
 log = logging.getLogger("edda.app")
+
+#: Instances that ``start_many`` inserts in one transaction.
+_START_BATCH = 500
+
+_NO_OPTIONS = StartOptions()
 
 #: Seconds between two tries to start while the database is away.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
@@ -408,6 +413,19 @@ class EddaApp:
                 raise released.error
         return self.handle(new.id)
 
+    async def start_many(
+        self,
+        workflow: Workflow[Any, Any],
+        many: Iterable[Mapping[str, Any]],
+        options: StartOptions = _NO_OPTIONS,
+    ) -> list[Handle]:
+        """See ``Workflow.start_many``."""
+        news = [self._new_instance(workflow, kwargs, options) for kwargs in many]
+        for at in range(0, len(news), _START_BATCH):
+            await self.store.insert_instances(news[at : at + _START_BATCH])
+            self.worker.woken({self.service_name})
+        return [self.handle(new.id) for new in news]
+
     async def _insert(self, new: NewInstance, options: StartOptions) -> Handle:
         [inserted] = await self.store.insert_instances([new])
         if not inserted:
@@ -419,7 +437,7 @@ class EddaApp:
         return self.handle(new.id)
 
     def _new_instance(
-        self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
+        self, workflow: Workflow[Any, Any], kwargs: Mapping[str, Any], options: StartOptions
     ) -> NewInstance:
         self._need_running()
         if not self.has_workflow(workflow):

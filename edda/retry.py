@@ -28,6 +28,18 @@ class RetryExhaustedError(EddaError):
         return Exception.__str__(self)
 
 
+class ActivityTimeoutError(EddaError, TimeoutError):
+    """An attempt took longer than its activity's ``timeout_seconds``; it counts as failed, and is tried again."""
+
+    code = "EDDA303"
+
+    def __init__(self, activity: str, timeout_seconds: float) -> None:
+        self.activity, self.timeout_seconds = activity, timeout_seconds
+        super().__init__(
+            f"activity {activity!r} did not end within {timeout_seconds:g} s; the attempt was cancelled"
+        )
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How often and when an activity is tried again. Intervals and durations are seconds.

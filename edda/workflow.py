@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -47,6 +47,12 @@ class StartsWorkflows(Protocol):
     async def start_workflow(
         self, workflow: Workflow[Any, Any], kwargs: dict[str, Any], options: StartOptions
     ) -> str: ...
+    async def start_many(
+        self, workflow: Workflow[Any, Any], many: Iterable[Mapping[str, Any]], options: StartOptions
+    ) -> list[Handle]:
+        """See ``Workflow.start_many``."""
+        ...
+
     async def resume_instance(self, instance_id: str) -> None:
         """See ``Workflow.resume``."""
         ...
@@ -127,6 +133,14 @@ class Workflow(Generic[P, R]):
     async def submit(self, **kwargs: Any) -> Handle:
         """Make a start durable and return at once; some worker of the app runs it."""
         return await BoundStart(self, StartOptions()).submit(**kwargs)
+
+    async def start_many(self, many: Iterable[Mapping[str, Any]], *, priority: int = 0) -> list[Handle]:
+        """Start an instance for each of these arguments; handles in the same order, once all are durable.
+
+        In transactions of a few hundred, so that a crash in between leaves the first ones started. The workers of the
+        app run them. Raises TypeError (nothing started) if the workflow does not take the arguments.
+        """
+        return await self.app().start_many(self, many, StartOptions(priority=priority))
 
     async def resume(self, instance_id: str, event: Any = None) -> None:
         """Let a paused instance go on, with the code as it is now.

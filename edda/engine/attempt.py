@@ -23,11 +23,11 @@ from edda.engine.telling import ids_of
 from edda.errors import EddaError, OwnershipLostError
 from edda.history import records as kinds
 from edda.history.codec import decode, encode, encode_exception
-from edda.retry import RetryExhaustedError, RetryPolicy, TerminalError
+from edda.retry import ActivityTimeoutError, RetryExhaustedError, RetryPolicy, TerminalError
 from edda.storage.rows import OutboxMessage, Turn
 
 if TYPE_CHECKING:
-    from edda.engine.commands import Command
+    from edda.engine.commands import ActivityCall, Command
     from edda.engine.run import Run
 
 log = logging.getLogger("edda.engine")
@@ -183,7 +183,7 @@ async def run_activity(run: Run, command: Command) -> None:
         command.in_body = True
         try:
             await attempt.begin()
-            value = await call.invoke(attempt)
+            value = await _within(call, attempt)
             payload, content_type = encode(value, f"result of activity {call.name!r}")
             await attempt.succeed(payload, content_type, decode(payload, content_type, call.adapter))
         except asyncio.CancelledError:
@@ -208,6 +208,21 @@ async def run_activity(run: Run, command: Command) -> None:
             return
         finally:
             current_attempt.reset(token)
+
+
+async def _within(call: ActivityCall, attempt: Attempt) -> Any:
+    """The body's result. Raises ActivityTimeoutError when it takes longer than it may."""
+    if call.timeout is None:
+        return await call.invoke(attempt)
+    limit = asyncio.timeout(call.timeout)
+    try:
+        async with limit:
+            return await call.invoke(attempt)
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the body's own
+        attempt.cancelled = True  # a thread goes on, and may look at it
+        raise ActivityTimeoutError(call.function or call.name, call.timeout) from None
 
 
 def _done(command: Command) -> str:

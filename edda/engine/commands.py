@@ -31,6 +31,7 @@ class ActivityCall:
     adapter: TypeAdapter[Any] | None
     undone_by: Callable[[Any], Compensation] | None = None  # of its result; registered with it
     undoes: bool = False  # it is a compensation itself
+    timeout: float | None = None  # seconds that one attempt may take
     function: str = ""  # the name of what is called, where ``name`` was chosen by the caller
 
 
