@@ -26,6 +26,7 @@ from edda.retry import ActivityTimeoutError, RetryExhaustedError, RetryPolicy, T
 from edda.saga import compensation, on_failure, register_compensation
 from edda.sending import send_event
 from edda.transactional import send_event_transactional
+from edda.wait_any import Winner, channel, event, timer, wait_any
 from edda.waits import EventTimeoutError, sleep, sleep_until, wait_event, wait_timer, wait_until
 from edda.workflow import workflow
 from edda.wsgi import create_wsgi_app
@@ -46,12 +47,15 @@ __all__ = [
     "RetryExhaustedError",
     "RetryPolicy",
     "TerminalError",
+    "Winner",
     "WorkflowCancelledError",
     "WorkflowContext",
     "WorkflowHooks",
     "activity",
+    "channel",
     "compensation",
     "create_wsgi_app",
+    "event",
     "on_failure",
     "outbox",
     "publish",
@@ -63,7 +67,9 @@ __all__ = [
     "sleep",
     "sleep_until",
     "subscribe",
+    "timer",
     "unsubscribe",
+    "wait_any",
     "wait_event",
     "wait_timer",
     "wait_until",

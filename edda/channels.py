@@ -130,9 +130,19 @@ async def receive(
     ``timeout_seconds``, counted from the first reach of the wait; NotSubscribedError without ``subscribe()``.
     """
     run = _run_of_workflow(ctx, "receive")
+    wait = message_wait(run, channel, timeout_seconds)
+    event = await run.wait_event(wait, message_id or f"receive:{channel}")
+    if event is None:
+        msg = f"Message on channel {channel!r} did not arrive within {timeout_seconds} seconds"
+        raise MessageTimeoutError(msg)
+    return message_of_event(event, channel)
+
+
+def message_wait(run: Run, channel: str, timeout_seconds: float | None) -> EventWait:
+    """What the engine is to wait for. Raises NotSubscribedError, and ValueError for a negative time."""
     if channel not in run.subscriptions:
         msg = (
-            f"receive({channel!r}): workflow {ctx.workflow_name!r} has not subscribed to it. Nothing was received; "
+            f"receive({channel!r}): workflow {run.definition.name!r} has not subscribed to it. Nothing was received; "
             f"call 'await subscribe(ctx, {channel!r})' first."
         )
         raise NotSubscribedError(msg)
@@ -141,7 +151,7 @@ async def receive(
         raise ValueError(msg)
     mode, last = run.subscriptions[channel]
     event_type = _type_of(channel, mode)
-    wait = EventWait(
+    return EventWait(
         event_type,
         (),
         shape_hash(event_type, {}),
@@ -149,11 +159,6 @@ async def receive(
         after=last if mode == "broadcast" else 0,
         competing=mode == "competing",
     )
-    event = await run.wait_event(wait, message_id or f"receive:{channel}")
-    if event is None:
-        msg = f"Message on channel {channel!r} did not arrive within {timeout_seconds} seconds"
-        raise MessageTimeoutError(msg)
-    return _message_of(event, channel)
 
 
 # ---------------------------------------------------------------------------------------------- sending
@@ -296,7 +301,8 @@ def _event_of(
     )
 
 
-def _message_of(event: CloudEvent, channel: str) -> ChannelMessage:
+def message_of_event(event: CloudEvent, channel: str) -> ChannelMessage:
+    """The message that an event is."""
     extensions = dict(event.extensions)
     described = extensions.pop(_METADATA, None)
     if described is not None or event.source.startswith("/edda"):

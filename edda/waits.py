@@ -59,7 +59,22 @@ async def wait_event(
         EventTimeoutError: nothing came in time.
         TransactionError: called inside an activity.
     """
-    run = _workflow_run(ctx, "wait_event")
+    run = workflow_run(ctx, "wait_event")
+    wait = event_wait(event_type, timeout_seconds, match, lookback, since)
+    event = await run.wait_event(wait, event_id or event_type)
+    if event is None:
+        raise EventTimeoutError(event_type, timeout_seconds)
+    return received(event, model)
+
+
+def event_wait(
+    event_type: str,
+    timeout_seconds: float | None,
+    match: Mapping[str, Any] | None,
+    lookback: timedelta | None,
+    since: Literal["start", "wait"],
+) -> EventWait:
+    """What the engine is to wait for. Raises ConfigurationError or ValueError for what cannot be waited for."""
     validate_pattern(event_type)
     values = dict(match or {})
     for path in values:
@@ -67,7 +82,7 @@ async def wait_event(
     if timeout_seconds is not None and timeout_seconds < 0:
         msg = f"wait_event({event_type!r}): timeout_seconds={timeout_seconds} must not be negative"
         raise ValueError(msg)
-    wait = EventWait(
+    return EventWait(
         event_type,
         tuple(sorted(values)),
         shape_hash(event_type, values),
@@ -75,15 +90,11 @@ async def wait_event(
         None if lookback is None else int(lookback.total_seconds() * 1_000_000),
         since == "wait",
     )
-    event = await run.wait_event(wait, event_id or event_type)
-    if event is None:
-        raise EventTimeoutError(event_type, timeout_seconds)
-    return received(event, model)
 
 
 async def sleep(ctx: WorkflowContext, seconds: float, timer_id: str | None = None) -> None:
     """Sleep durably: the instance is parked, and resumed by any worker when the time has come."""
-    run = _workflow_run(ctx, "sleep")
+    run = workflow_run(ctx, "sleep")
     if seconds < 0:
         msg = f"sleep: seconds={seconds} must not be negative"
         raise ValueError(msg)
@@ -92,7 +103,7 @@ async def sleep(ctx: WorkflowContext, seconds: float, timer_id: str | None = Non
 
 async def sleep_until(ctx: WorkflowContext, target_time: datetime, timer_id: str | None = None) -> None:
     """Sleep durably until a time (aware; compared with the database's clock). A time that has passed does not wait."""
-    run = _workflow_run(ctx, "sleep_until")
+    run = workflow_run(ctx, "sleep_until")
     if target_time.tzinfo is None:
         msg = f"sleep_until: {target_time.isoformat()} has no time zone; use for example datetime(..., tzinfo=UTC)"
         raise ValueError(msg)
@@ -105,7 +116,8 @@ wait_timer = sleep
 wait_until = sleep_until
 
 
-def _workflow_run(ctx: WorkflowContext, what: str) -> Run:
+def workflow_run(ctx: WorkflowContext, what: str) -> Run:
+    """The run of a workflow's own context. Raises TransactionError for an activity's."""
     if attempt_of(ctx) is not None:
         msg = f"{what} waits, and an activity must not: call it in the workflow {ctx.workflow_name!r} itself"
         raise TransactionError(msg)

@@ -66,7 +66,7 @@ from edda.storage.rows import (
 )
 
 if TYPE_CHECKING:
-    from edda.storage.rows import ClaimedInstance, EventRow, Shape
+    from edda.storage.rows import ClaimedInstance, EventRow
 
 log = logging.getLogger("edda.engine")
 
@@ -113,6 +113,8 @@ class Run:
         self._commands: dict[int, Command] = {}
         self._fresh: list[Command] = []
         self._held: list[Command] = []
+        self._unregistered: list[Command] = []  # waits that are not handed to a turn yet
+        self._preparing_shapes = False
         self._active: dict[int, asyncio.Task[None]] = {}
         self._preparing = 0
         self._carried = Carried()
@@ -450,9 +452,11 @@ class Run:
                 self.write(Part(drop_wait=row.seq))
             return
         if row.kind is WaitKind.RETRY:
-            if command.seq not in self._active:
-                detail = from_json(row.detail or b"{}")
-                command.attempt = int(detail.get("attempt", 0)) + 1
+            detail = from_json(row.detail or b"{}")
+            attempt = int(detail.get("attempt", 0)) + 1
+            # An earlier attempt's row was read before this one's replaced it: that is no reason to try now.
+            if command.seq not in self._active and attempt >= command.attempt:
+                command.attempt = attempt
                 command.first_us = int(detail.get("first_us", 0))
                 self._launch(command)
         elif row.kind is WaitKind.TIMER:
@@ -509,6 +513,11 @@ class Run:
             if self._draft or self._forced is not None:
                 self.host.journal.submit(self)
             return
+        self._begin_fresh()
+        if self._draft or self._release() is not Release.KEEP:
+            self.host.journal.submit(self)
+
+    def _begin_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
         for command in fresh:
             if command.seq not in self._commands:
@@ -517,9 +526,9 @@ class Run:
                 if command.seq not in self._rows:  # else: a failed attempt, which its backoff's timer wakes
                     self._launch(command)
             elif not command.registered:
-                self._register(command)
-        if self._draft or self._release() is not Release.KEEP:
-            self.host.journal.submit(self)
+                self._unregistered.append(command)
+        if self._unregistered:
+            self._register()
 
     # ------------------------------------------------------------------ cancelled or failed: undo
 
@@ -546,6 +555,7 @@ class Run:
     def _stop_bodies(self) -> None:
         """Activities are cancelled; but one that something undoes is let finish, so that it is known what to undo."""
         self._fresh.clear()
+        self._unregistered.clear()
         self._held.clear()
         if self._block is not None and not self._block.ending:
             for command in list(self._commands.values()):
@@ -596,6 +606,7 @@ class Run:
             root.exception()
         self._commands.clear()
         self._fresh.clear()
+        self._unregistered.clear()
         self._runloop = RunLoop(self.host.loop, self._advance)  # type: ignore[abstract]
 
     def _forget_cancelled(self) -> None:
@@ -616,28 +627,40 @@ class Run:
             return
         self._active[command.seq] = self.host.loop.create_task(run_activity(self, command))
 
-    def _register(self, command: Command) -> None:
-        wait = command.wait
-        if isinstance(wait, EventWait) and self.host.known_shape(wait.pattern, wait.paths) is None:
-            self._preparing += 1
-            task = self.host.loop.create_task(self.host.ensure_shape(wait.pattern, wait.paths))
-            task.add_done_callback(lambda done: self._prepared(command, done))
-            return
-        command.registered = True
-        self.write(Part(wait=self._new_wait(command, None)))
+    def _register(self) -> None:
+        """Register the new waits in one turn, so that of several events that are there the first accepted wins."""
+        new = [command for command in self._unregistered if command.seq in self._commands]
+        missing = [command for command in new if not self._has_shape(command.wait)]
+        if not missing:
+            self._unregistered = []
+            for command in new:
+                command.registered = True
+                self.write(Part(wait=self._new_wait(command, None)))
+        elif not self._preparing_shapes:
+            self._preparing_shapes = True
+            self.hold()
+            task = self.host.loop.create_task(self._ensure_shapes([command.wait for command in missing]))
+            task.add_done_callback(lambda done: self._prepared(missing, done))
 
-    def _prepared(self, command: Command, task: asyncio.Task[Shape]) -> None:
-        self._preparing -= 1
-        if self.closed:
-            if not task.cancelled():
-                task.exception()
-            return
+    def _has_shape(self, wait: EventWait | TimerWait | None) -> bool:
+        return not isinstance(wait, EventWait) or self.host.known_shape(wait.pattern, wait.paths) is not None
+
+    async def _ensure_shapes(self, waits: list[EventWait | TimerWait | None]) -> None:
+        for wait in waits:
+            if isinstance(wait, EventWait):
+                await self.host.ensure_shape(wait.pattern, wait.paths)
+
+    def _prepared(self, commands: list[Command], task: asyncio.Task[None]) -> None:
+        self._preparing_shapes = False
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self.let_go()
+        if self.closed:
+            return
         if error is not None:
-            self._complete(command, None, error)
-        elif command.seq in self._commands:
-            self._register(command)
-        self._advance()
+            for command in commands:
+                self._complete(command, None, error)
+        if self._undoing is None and self._forced is None:
+            self._register()
 
     def _new_wait(self, command: Command, row: WaitRow | None) -> NewWait:
         wait = command.wait
@@ -938,6 +961,7 @@ class Run:
         self._active.clear()
         self._held.clear()
         self._fresh.clear()
+        self._unregistered.clear()
         self._ready.clear()
         self._due.clear()
         self._past.clear()

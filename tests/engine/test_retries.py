@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from edda.activity import activity
 from edda.context import WorkflowContext
 from edda.retry import RetryExhaustedError, RetryPolicy
-from edda.storage.rows import State
+from edda.storage.rows import LoadedInstance, State
 from edda.workflow import workflow
 from tests.engine.clock import advance
 from tests.engine.conftest import MakeApp
@@ -101,3 +102,52 @@ async def test_an_attempt_count_survives_the_worker(make_app: MakeApp) -> None:
         await handle.result()
     # The second attempt left no trace, so that it is made again.
     assert len(tries) == 4
+
+
+async def test_a_row_that_was_read_before_it_was_replaced_starts_no_attempt(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """News make the owner read its waits; meanwhile the attempt fails, and its next backoff is stored."""
+    tries: list[int] = []
+    read = asyncio.Event()
+
+    @activity(retry_policy=PATIENT)
+    async def fails(ctx: WorkflowContext) -> None:
+        tries.append(len(tries) + 1)
+        if len(tries) == 2:
+            app.worker.runs[ctx.instance_id].load()
+            await read.wait()
+        raise ConnectionError(f"try {len(tries)}")
+
+    @workflow
+    async def failing(ctx: WorkflowContext) -> None:
+        await fails(ctx)
+
+    app = await make_app(failing)
+    real = app.store.load
+
+    async def late(ids: Sequence[str], *, history: bool = True) -> dict[str, LoadedInstance]:
+        loaded = await real(ids, history=history)
+        if len(tries) != 2 or history:
+            return loaded
+        read.set()
+
+        async def is_replaced() -> bool:
+            [now] = (await real(ids, history=False)).values()
+            return not now.waits[0].due
+
+        await eventually(is_replaced)
+        return loaded
+
+    monkeypatch.setattr(app.store, "load", late)
+    handle = await failing.submit()
+
+    async def parked() -> bool:
+        row = await app.store.get_instance(handle.id)
+        return row is not None and row.state is State.WAITING and not app.worker.runs
+
+    await eventually(parked)
+    await advance(app, 3601)
+    await eventually(read.is_set)
+    await eventually(parked)
+    assert tries == [1, 2]
