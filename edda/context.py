@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID, uuid4
 
 from edda.engine.outcome import RecurError
 from edda.errors import TransactionError
@@ -14,6 +17,12 @@ if TYPE_CHECKING:
 
     from edda.engine.attempt import Attempt
     from edda.engine.run import Run
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: A change's name is kept in the history.
+_LONGEST_CHANGE = 200
 
 
 class WorkflowContext:
@@ -44,6 +53,65 @@ class WorkflowContext:
     def is_replaying(self) -> bool:
         """True while the history is being replayed; for logging only."""
         return self._run.replaying
+
+    def now(self) -> datetime:
+        """The time, aware and in UTC, by the database's clock; in a workflow the same again in every replay.
+
+        There it stands still while the code runs and moves on with each result that the code is given: to when an
+        activity ended or an event was published; to when an event or a timer was handed over, never before its
+        acceptance or its deadline. Until the first result it is when the instance was started (or submitted, or its
+        event accepted). So it tells when the code came here, to some milliseconds, and is not for measuring; it costs
+        no row. Inside an activity it is the time as it is.
+        """
+        now_us = self._run.clock.now_us if self._attempt is None else self._run.host.now_us()
+        return _EPOCH + timedelta(microseconds=now_us)
+
+    def random(self) -> Random:
+        """A ``random.Random``; in a workflow it draws the same numbers again in every replay.
+
+        It is one generator per instance, seeded by its id and the time of its start, and costs no row; each call
+        gives that same one. Draws count in the order of the code, ``asyncio.gather`` included. A draw that is added to
+        code shifts the later ones of instances that are under way: guard it with ``patched``. Not for secrets. Inside
+        an activity it is a fresh one, seeded by the system.
+        """
+        return self._run.chance.random if self._attempt is None else Random()  # noqa: S311, as the docstring says
+
+    def uuid4(self) -> UUID:
+        """A random UUID; in a workflow the same again in every replay, as an idempotency key should be.
+
+        It follows from the instance's id, the time of its start and how many were drawn before, and costs no row. Not
+        for secrets. Inside an activity it is ``uuid.uuid4()``.
+        """
+        return self._run.chance.uuid4() if self._attempt is None else uuid4()
+
+    def patched(self, change: str) -> bool:
+        """Whether to go the new way, where the code of a workflow is changed while instances of it are alive.
+
+        ``if ctx.patched("ask-twice"): <new code> else: <old code>``. An instance that comes here for the first time
+        goes the new way, and a marker in its history keeps it there. One that has been here on the old code, which is
+        known by a result or a wait of a later call, goes the old way. The first answer for a name counts for the whole
+        run. Use a new name (1 to 200 characters) for each change.
+
+        The marker goes with the run's next turn. An activity that follows at once begins when that is committed; a
+        wait, a published event or the end share the turn. A crash before it leaves nothing of the new way, and the
+        question is asked again. Once no instance from before the change is alive, delete the old code and the call:
+        markers that are left do no harm.
+
+        Raises ValueError for a name that cannot be kept, TransactionError inside an activity.
+        """
+        if self._attempt is not None:
+            msg = (
+                f"ctx.patched({change!r}) chooses a way of the workflow {self.workflow_name!r} and belongs into its "
+                "own code; an activity is recorded by its result, and may simply be changed. Nothing was written."
+            )
+            raise TransactionError(msg)
+        if not 1 <= len(change) <= _LONGEST_CHANGE or "\0" in change:
+            msg = (
+                f"ctx.patched({change!r}): the name of a change has 1 to {_LONGEST_CHANGE} characters, for example "
+                "'ask-twice'"
+            )
+            raise ValueError(msg)
+        return self._run.patched(change)
 
     @property
     def session(self) -> AsyncSession:

@@ -1,9 +1,11 @@
 """``async with ctx.transaction()`` in a workflow: several activities, one turn.
 
-Inside the block results are seen before they are durable: nothing else of the run is written until it ends. A crash
-inside it leaves nothing, and the block runs again. At its end the records of its activities, its outbox rows and what
-they wrote through ``ctx.session`` are committed together. When an exception leaves it, what they wrote is rolled back,
-and their records are kept with the mark that it was: replay must take the same way to that exception.
+Inside the block results are seen before they are durable: nothing else of the run is written until it ends, and what
+other tasks of the workflow come to meanwhile is written behind it. What was to be written before it opened is committed
+before its first activity begins: on SQLite the session keeps every other writer waiting. A crash inside the block
+leaves nothing, and it runs again. At its end the records of its activities, its outbox rows and what they wrote through
+``ctx.session`` are committed together. When an exception leaves it, what they wrote is rolled back, and their records
+are kept with the mark that it was: replay must take the same way to that exception.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Block:
         self._records: list[Record] = []
         self._outbox: list[OutboxMessage] = []
         self._committed: list[Callable[[], None]] = []
+        self.behind: list[Callable[[], None]] = []
         self._ending: asyncio.Task[None] | None = None
 
     @property
@@ -88,9 +91,8 @@ class Block:
         """Commit, or roll back."""
         if kind is not None and issubclass(kind, GeneratorExit):
             return False  # the run is being dropped
-        if self.past:
-            self._run.close_block(self)
-        else:
+        self._run.leave_block(self)
+        if not self.past:
             # On the real loop: drivers belong to it.
             self._ending = self._run.host.loop.create_task(self._end(rolled_back=kind is not None))
         await self._command.future
@@ -140,7 +142,10 @@ class Block:
         run = self._run
         if run.closed:
             return
-        run.close_block(self)
+        run.close_block(self, lambda: self._write(failure, rolled_back=rolled_back))
+
+    def _write(self, failure: Exception | None, *, rolled_back: bool) -> None:
+        run = self._run
         for record in self._records:
             run.write(Part(record=record, speculative=True))
         if failure is not None:

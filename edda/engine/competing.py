@@ -52,7 +52,7 @@ async def _try(run: Run, command: Command, wait: EventWait, row: WaitRow) -> Exc
         run.took_nothing(command, row)
         return None
     payload, decoded = encode_event(event)
-    record = run.next_record(command, kinds.EVENT, payload, None)
+    record = run.next_record(command, kinds.EVENT, payload, None, event.accepted_at)
     turn = Turn(run.id, run.host.owner, run.fence, run.signals, records=[record])
     run.hold()
     # Not cut off by whoever gives up on the message: its place in the observed order is taken.

@@ -47,7 +47,7 @@ def mismatch(instance_id: str, workflow: str, seq: int, expected: str, got: str)
     return NonDeterminismError(
         f"instance {instance_id!r} of workflow {workflow!r}: command {seq} is {expected} in the history, "
         f"but the code does {got} at {_user_line()}. Nothing was written; the instance is paused. Deploy code that "
-        "does again what the history says (or guard the change), then: await app.handle(id).resume()."
+        "does again what the history says (or guard the change with ctx.patched), then: await app.handle(id).resume()."
     )
 
 

@@ -42,15 +42,21 @@ class Part:
 class Draft:
     """The parts that are not handed to the journal yet."""
 
-    __slots__ = ("_alone", "_parts")
+    __slots__ = ("_alone", "_parts", "_shut")
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
         self._alone = 0
+        self._shut: int | None = None  # shut: so many of the parts may still go
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
         return bool(self._parts)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything that may go now."""
+        return bool(self._parts) if self._shut is None else self._shut > 0
 
     @property
     def alone(self) -> bool:
@@ -72,22 +78,36 @@ class Draft:
         self._parts.append(part)
 
     def take(self) -> list[Part]:
-        """What goes with the next turn: everything, or one part while a culprit is looked for."""
+        """What goes with the next turn: everything that may, or one part while a culprit is looked for."""
+        count = len(self._parts) if self._shut is None else self._shut
         if self._alone:
-            self._alone -= 1
-            return [self._parts.pop(0)]
-        parts, self._parts = self._parts, []
+            count = min(count, 1)
+            self._alone -= count
+        parts, self._parts = self._parts[:count], self._parts[count:]
+        if self._shut is not None:
+            self._shut -= count
         return parts
+
+    def shut(self) -> None:
+        """What comes from now on waits until it is opened again."""
+        self._shut = len(self._parts)
+
+    def open(self) -> None:
+        """Everything may go."""
+        self._shut = None
 
     def put_back(self, parts: Sequence[Part]) -> None:
         """These were refused together: each goes alone now."""
         self._parts[:0] = parts
         self._alone += len(parts)
+        if self._shut is not None:
+            self._shut += len(parts)
 
     def clear(self) -> None:
         """Forget everything: it is not to be trusted."""
         self._parts.clear()
         self._alone = 0
+        self._shut = None
 
 
 def merge(parts: Sequence[Part], turn: Turn) -> None:

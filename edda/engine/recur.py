@@ -14,21 +14,24 @@ class Carried:
     """Where a chain of runs has come to.
 
     ``cursors``: per kind of wait (its hash) the last event received. ``received``: of a keyed run all that were.
-    ``subscriptions``: channel -> mode, and the accept number behind which its messages are seen.
+    ``subscriptions``: channel -> mode, and the accept number behind which its messages are seen. ``at``: when the run
+    before handed on.
     """
 
     cursors: dict[bytes, int] = field(default_factory=dict)
     received: set[int] = field(default_factory=set)
     subscriptions: dict[str, tuple[str, int]] = field(default_factory=dict)
+    at: int = 0
 
-    def encode(self, previous: str) -> bytes:
-        """For the run that follows ``previous``."""
+    def encode(self, previous: str, now_us: int) -> bytes:
+        """For the run that follows ``previous``, from now on."""
         return to_json(
             {
                 "previous": previous,
                 "cursors": {key.hex(): seq for key, seq in self.cursors.items()},
                 "received": sorted(self.received),
                 "subscriptions": self.subscriptions,
+                "at": now_us,
             }
         )
 
@@ -42,6 +45,7 @@ class Carried:
             {bytes.fromhex(key): seq for key, seq in described["cursors"].items()},
             set(described["received"]),
             {channel: (mode, last) for channel, (mode, last) in described["subscriptions"].items()},
+            described["at"],
         )
 
 

@@ -23,6 +23,8 @@ from uuid_utils import uuid7
 from edda.cloudevent import event_of
 from edda.engine.attempt import run_activity
 from edda.engine.block import Block
+from edda.engine.chance import Chance
+from edda.engine.clock import Clock
 from edda.engine.commands import COMMAND_OF_WAIT, ActivityCall, Command, EventWait, TimerWait
 from edda.engine.competing import take_message
 from edda.engine.determinism import difference, mismatch
@@ -30,6 +32,7 @@ from edda.engine.draft import Delivery, Draft, Part, merge
 from edda.engine.host import Host, Released, WorkflowDefinition
 from edda.engine.observed import decode_event, encode_event
 from edda.engine.outcome import Outcome, RecurError, outcome_of_task
+from edda.engine.patches import Patches
 from edda.engine.recur import Carried, recurred_output
 from edda.engine.runloop import RunLoop
 from edda.engine.telling import tell_of_activity, tell_of_end
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edda.engine")
 
-_TIMER_PAYLOAD = b"null"
+_NO_PAYLOAD = b"null"
 
 _FAILED = frozenset(
     {kinds.ACTIVITY_FAILED, kinds.COMPENSATION_FAILED, kinds.PUBLISH_FAILED, kinds.BLOCK_FAILED}
@@ -100,7 +103,9 @@ class Run:
         self.closed = False
         self.replaying = False
         self.telling = host.telling()
+        self.clock, self._patches = Clock(), Patches()
 
+        self._chance: Chance | None = None
         self._root: asyncio.Task[Any] | None = None
         self._runloop = RunLoop(host.loop, self._advance)  # type: ignore[abstract]
         self._seq = 0
@@ -126,7 +131,8 @@ class Run:
         self._forced: Outcome | None = None  # how the engine itself ends it
         self._ended_with: BaseException | None = None
         self._successor: NewInstance | None = None
-        self._block: Block | None = None
+        self._block: Block | None = None  # that the code is in
+        self._open: Block | None = None  # that is not committed yet: nothing else is written
         self._restarting = False
         self._advancing = False
         self._stopping = False  # its code is being dropped, and asks for nothing any more
@@ -154,6 +160,9 @@ class Run:
         """A start: the instance's own row goes first; the code begins when it is committed."""
         self.input = start.input
         self.chain = start.chain or start.id
+        if start.chain_started_at is None:
+            # Said by us: the answer to this commit may be lost, and it is where the run's clock begins.
+            start = replace(start, chain_started_at=self.host.now_us())
         self.write(Part(start=start))
 
     def begin_successor(self, new: NewInstance, born_us: int) -> None:
@@ -173,6 +182,7 @@ class Run:
         if loaded.history:
             self._pos = self._next = loaded.history[-1].pos + 1
         self._take_rows(loaded)
+        self._patches.seen(loaded.history, loaded.waits)
         self.replaying = bool(self._past)
         if not self._past and not loaded.waits and not self.recoveries:
             self._tell_start()
@@ -183,6 +193,7 @@ class Run:
             self.telling.tell("on_workflow_start", self.id, self.definition.name, from_json(self.input))
 
     def _begin_code(self) -> None:
+        self.clock.begin(self._started_us)
         self._root = self._runloop.create_task(self.definition.entry(self), name=f"edda:{self.id}")
         self._advance()
 
@@ -236,12 +247,58 @@ class Run:
         self.need_no_block("another 'ctx.transaction()'")
         command = self._command("transaction", "transaction", None)
         self._block = Block(self, command, past=command.seq in self._by_seq)
+        if self._open is None:
+            self._begin_block()
         return self._block
 
-    def close_block(self, block: Block) -> None:
-        """It has ended: others may write again."""
+    def patched(self, change: str) -> bool:
+        """Which way to go: see ``patches.py``. A marker goes with the next turn, before anything of the new way."""
+        if self.closed:
+            raise _Refused
+        answer = self._patches.known(change, self._seq)
+        if answer is not None:
+            return answer
+        marker = self._record(self._patches.marked(change), kinds.PATCH, change, _NO_PAYLOAD, None, None)
+        self.skip(marker)
+        if self._block is not None and not self._block.past:
+            self._block.observe(marker, None, None)
+        else:
+            self.write(Part(marker, speculative=True))
+        return True
+
+    @property
+    def chance(self) -> Chance:
+        """Where the code's random numbers come from."""
+        if self._chance is None:
+            self._chance = Chance(self.id, self._started_us)
+        return self._chance
+
+    @property
+    def _started_us(self) -> int:
+        # Never the time of a commit as its answer tells it: that may be lost, and be told otherwise the second time.
+        return self._carried.at or (self.chain_started_at if self.chain == self.id else self.created_at)
+
+    def _begin_block(self) -> None:
+        if self._block is not None and not self._block.past:
+            self._open = self._block
+            self._draft.shut()
+
+    def leave_block(self, block: Block) -> None:
+        """The code is behind it."""
         if self._block is block:
             self._block = None
+
+    def close_block(self, block: Block, write: Callable[[], None] | None = None) -> None:
+        """It is committed or rolled back; what it leaves to ``write``, and then what others have come to."""
+        if self._open is block:
+            self._open = None
+            self._draft.open()
+            if write is not None:
+                write()
+            for observe in block.behind:
+                observe()
+            self._begin_block()  # of a task that has come to the next one meanwhile
+            self._launch_held()
 
     def need_no_block(self, what: str) -> None:
         """Raises TransactionError inside ``ctx.transaction()``."""
@@ -302,12 +359,32 @@ class Run:
         speculative: bool = False,
         outbox: list[OutboxMessage] | None = None,
         committed: Callable[[], None] | None = None,
+        not_before: int = 0,
     ) -> None:
         """Write a result down. Delivered when that is committed, or at once if speculative."""
-        record = self.next_record(command, kind, payload, content_type)
+        block = self._open
+        inside = block is not None and (
+            command.block is block or (command.kind == "send_event" and self._block is block)
+        )
+        if block is not None and not inside:
+            block.behind.append(
+                lambda: self.observe(
+                    command,
+                    kind,
+                    payload,
+                    content_type,
+                    value,
+                    error,
+                    speculative=speculative,
+                    outbox=outbox,
+                    committed=committed,
+                    not_before=not_before,
+                )
+            )
+            return
+        record = self.next_record(command, kind, payload, content_type, not_before)
         delivery = Delivery(command, value, error)
-        block = self._block
-        if block is not None and (command.block is block or command.kind == "send_event"):
+        if inside and block is not None:
             block.observe(record, outbox, committed)
             self.deliver(record, delivery)
             return
@@ -316,11 +393,28 @@ class Run:
         drop = command.seq if command.registered else None
         self.write(Part(record, delivery, speculative, None, drop, outbox or (), None, committed))
 
-    def next_record(self, command: Command, kind: str, payload: bytes, content_type: str | None) -> Record:
-        """A record at the next place of the observed order."""
+    def next_record(
+        self, command: Command, kind: str, payload: bytes, content_type: str | None, not_before: int = 0
+    ) -> Record:
+        """A record at the next place of the observed order, and of the time that it is now."""
+        return self._record(
+            command.seq, kind, command.name, payload, content_type, command.args_hash, not_before
+        )
+
+    def _record(
+        self,
+        seq: int,
+        kind: str,
+        name: str,
+        payload: bytes,
+        content_type: str | None,
+        args_hash: bytes | None,
+        not_before: int = 0,
+    ) -> Record:
         pos = self._pos
         self._pos += 1
-        return Record(command.seq, pos, kind, command.name, payload, content_type, command.args_hash)
+        at = self.clock.stamp(pos, self.host.now_us(), not_before)
+        return Record(seq, pos, kind, name, payload, content_type, args_hash, at)
 
     def observed_elsewhere(self, record: Record, command: Command, value: Any) -> None:
         """A record was committed by the user's own transaction."""
@@ -368,13 +462,22 @@ class Run:
                 self._runloop.drain()
                 if self._forced is not None:
                     break
-                if self.replaying and self._runloop.foreign:
-                    return  # the code awaits something of its own; its end wakes us
+                if self.replaying and self._awaits_its_own():
+                    return  # its end wakes us
                 if not self._deliver_next():
                     break
         finally:
             self._advancing = False
         self._settle()
+
+    def _awaits_its_own(self) -> bool:
+        """Whether replay must wait for something that the code awaits beside commands.
+
+        A timer (``asyncio.timeout``) is waited for only where the history cannot go on without it: then it has struck.
+        """
+        if self._runloop.foreign > self._runloop.timers:
+            return True
+        return bool(self._runloop.timers and self._past and self._past[0].seq not in self._commands)
 
     def _deliver_next(self) -> bool:
         if self._past:
@@ -382,17 +485,22 @@ class Run:
             return True
         self.replaying = False
         while self._next in self._ready:
-            entry = self._ready.pop(self._next)
+            pos, entry = self._next, self._ready.pop(self._next)
             self._next += 1
-            if entry is not None:
-                self._complete(*entry)
-                return True
-        if self._due:
+            if entry is None:
+                self.clock.skipped(pos)
+                continue
+            self.clock.delivered(pos)
+            self._complete(*entry)
+            return True
+        if self._due and self._open is None:
             self._apply(self._due.pop(0))
             return True
         return False
 
     def _deliver_past(self, record: Record) -> None:
+        if record.kind == kinds.PATCH:
+            return  # no command's result
         if record.kind == kinds.COMPENSATING and self._undoing is None:
             self._stop_code(decode_outcome(record.payload))
         command = self._commands.get(record.seq)
@@ -400,6 +508,7 @@ class Run:
             what = "ends" if self._root is not None and self._root.done() else "does not come to it"
             self._mismatched(record.seq, f"{kinds.COMMAND_OF[record.kind]} {record.name!r}", what)
             return
+        self.clock.replayed(record)
         if record.kind in {kinds.ACTIVITY, kinds.COMPENSATION}:
             adapter = command.call.adapter if command.call is not None else None
             try:
@@ -460,7 +569,15 @@ class Run:
                 command.first_us = int(detail.get("first_us", 0))
                 self._launch(command)
         elif row.kind is WaitKind.TIMER:
-            self.observe(command, kinds.TIMER, _TIMER_PAYLOAD, None, None, speculative=True)
+            self.observe(
+                command,
+                kinds.TIMER,
+                _NO_PAYLOAD,
+                None,
+                None,
+                speculative=True,
+                not_before=row.deadline_us or 0,
+            )
         elif row.kind is WaitKind.EVENT and isinstance(command.wait, EventWait):
             self._apply_event(command, command.wait, row)
 
@@ -478,9 +595,19 @@ class Run:
             payload, decoded = encode_event(event)
             if self.telling is not None:
                 self.telling.tell("on_event_received", self.id, decoded.type, received(decoded).data)
-            self.observe(command, kinds.EVENT, payload, None, decoded, speculative=True)
+            self.observe(
+                command, kinds.EVENT, payload, None, decoded, speculative=True, not_before=event.accepted_at
+            )
         elif row.deadline_us is not None and row.deadline_us <= self.host.now_us():
-            self.observe(command, kinds.EVENT_TIMEOUT, _TIMER_PAYLOAD, None, None, speculative=True)
+            self.observe(
+                command,
+                kinds.EVENT_TIMEOUT,
+                _NO_PAYLOAD,
+                None,
+                None,
+                speculative=True,
+                not_before=row.deadline_us,
+            )
 
     def _take(self, command: Command, wait: EventWait, row: WaitRow) -> None:
         """Take a message of a competing channel, in a transaction of its own; another may be faster."""
@@ -549,20 +676,28 @@ class Run:
 
     def _is_quiet(self) -> bool:
         """Whether all that was observed has been written down and seen by the code."""
-        unseen = self._past or self._due or self._ready or self._block or self._draft.holds_results
-        return not unseen and not self._loading and self._in_flight is None
+        unseen = self._past or self._due or self._ready or self._draft.holds_results
+        return (
+            not unseen
+            and self._block is None
+            and self._open is None
+            and not self._loading
+            and self._in_flight is None
+        )
 
     def _stop_bodies(self) -> None:
         """Activities are cancelled; but one that something undoes is let finish, so that it is known what to undo."""
         self._fresh.clear()
         self._unregistered.clear()
         self._held.clear()
-        if self._block is not None and not self._block.ending:
+        block = self._block
+        if block is not None:
             for command in list(self._commands.values()):
-                if command.block is self._block:
+                if command.block is block:
                     self._give_up(command.seq)
-            self._block.drop([])
-            self._block = None
+            block.drop([])
+            self.leave_block(block)
+            self.close_block(block)
         for seq in list(self._active):
             if self._is_protected(seq):
                 self._commands[seq].given_up = True  # it is not tried again
@@ -607,6 +742,9 @@ class Run:
         self._commands.clear()
         self._fresh.clear()
         self._unregistered.clear()
+        self._block = None
+        if self._open is not None:
+            self.close_block(self._open)  # of a replay: nothing of it was kept
         self._runloop = RunLoop(self.host.loop, self._advance)  # type: ignore[abstract]
 
     def _forget_cancelled(self) -> None:
@@ -620,12 +758,25 @@ class Run:
 
     def _launch(self, command: Command) -> None:
         """Start an activity's body, but never while something the code has seen is not committed."""
-        if self._draft.speculative or any(part.speculative for part in self._in_flight or ()):
+        if command.block is not None and self._open is command.block:
+            held = self._draft.ready or bool(self._in_flight)
+        else:
+            held = command.block is not None or self._draft.speculative or self._is_in_flight_speculative()
+        if held:
             self._held.append(command)
             return
         if self.host.stopping or self._is_to_be_stopped():
             return
         self._active[command.seq] = self.host.loop.create_task(run_activity(self, command))
+
+    def _is_in_flight_speculative(self) -> bool:
+        return any(part.speculative for part in self._in_flight or ())
+
+    def _launch_held(self) -> None:
+        held, self._held = self._held, []
+        for command in held:
+            if command.seq in self._commands:
+                self._launch(command)
 
     def _register(self) -> None:
         """Register the new waits in one turn, so that of several events that are there the first accepted wins."""
@@ -705,10 +856,10 @@ class Run:
 
     def take_turn(self) -> Turn | None:
         """The journal writes now: hand over the merged turn."""
-        if self.closed or (self._block is not None and not self._block.past):
+        if self.closed:
             return None
         release = self._release()
-        if not self._draft and release is Release.KEEP:
+        if not self._draft.ready and release is Release.KEEP:
             return None
         alone = self._draft.alone
         parts = self._draft.take()
@@ -756,10 +907,7 @@ class Run:
             self._successor = self._next_run(answer.unread)
         elif answer.applied is Applied.KEPT or answer.signals != self.signals:
             self.load()
-        held, self._held = self._held, []
-        for command in held:
-            if command.seq in self._commands:
-                self._launch(command)
+        self._launch_held()
         self._advance()
 
     def _next_run(self, event: EventRow) -> NewInstance:
@@ -786,7 +934,7 @@ class Run:
             version=self.definition.version,
             live_key=self.live_key,
             chain_started_at=self.chain_started_at,
-            carried=self._carried.encode(self.id),
+            carried=self._carried.encode(self.id, self.host.now_us()),
             start_event=self.start_event,
         )
 
@@ -838,9 +986,7 @@ class Run:
         if record is None or part.delivery is None or failed is None:
             self.doom(error)
             return
-        replacement = Record(
-            record.seq, record.pos, failed, record.name, encode_exception(error), None, record.args_hash
-        )
+        replacement = replace(record, kind=failed, payload=encode_exception(error), content_type=None)
         delivery = Delivery(part.delivery.command, None, error)
         self._draft.put_back([Part(replacement, delivery, drop_wait=part.drop_wait)])
         self.host.journal.submit(self)
@@ -965,9 +1111,9 @@ class Run:
         self._ready.clear()
         self._due.clear()
         self._past.clear()
-        if self._block is not None:
-            self._block.drop(bodies)
-            self._block = None
+        if self._open is not None:
+            self._open.drop(bodies)
+        self._block = self._open = None
 
     def _close(self, how: Released) -> None:
         how = replace(how, instance_id=self.id)

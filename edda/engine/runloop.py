@@ -39,6 +39,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         self.tasks: list[asyncio.Task[Any]] = []
         self.foreign = 0
         self.touched = False  # the code has asked the real loop for a socket or the like, which may wake ours
+        self.timers = 0  # of those
+        self._numbered = 0
 
     # ------------------------------------------------------------------ the ready queue
 
@@ -92,6 +94,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         timer = _Timer(when, callback, args, self, context)
         self.foreign += 1
+        self.timers += 1
         timer.real = self._real.call_at(when, self._timer_due, timer)
         return timer
 
@@ -112,7 +115,8 @@ class RunLoop(asyncio.AbstractEventLoop):
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: _Context | None = None
     ) -> asyncio.Task[T]:
-        task = asyncio.Task(_Bridge(coro, self), loop=self, name=name, context=context)
+        self._numbered += 1
+        task = _Task(self._numbered, _Bridge(coro, self), self, name, context)
         self.tasks.append(task)
         if len(self.tasks) > 64:
             self.tasks = [task for task in self.tasks if not task.done()]
@@ -179,6 +183,28 @@ def _nothing() -> None:
     pass
 
 
+class _Task(asyncio.Task[Any]):
+    """A task that has the same place in a set in every replay.
+
+    asyncio keeps tasks in sets: a TaskGroup cancels in the order of one, ``asyncio.wait`` answers with two. By default
+    that order follows from addresses in memory.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        coro: Coroutine[Any, Any, Any],
+        loop: RunLoop,
+        name: str | None,
+        context: _Context | None,
+    ) -> None:
+        self._number = number  # first: a new task enters a set at once
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class _Timer(asyncio.TimerHandle):
     """A timer handle that cancels its twin on the real loop."""
 
@@ -199,6 +225,7 @@ class _Timer(asyncio.TimerHandle):
         """It no longer keeps the run from rest."""
         if self._run_loop is not None:
             self._run_loop.foreign -= 1
+            self._run_loop.timers -= 1
             self._run_loop = None
 
     def cancel(self) -> None:

@@ -18,6 +18,9 @@ COMPENSATING: Final = "compensating"
 COMPENSATION: Final = "compensation"
 COMPENSATION_FAILED: Final = "compensation_failed"
 
+#: The marker of a change (``ctx.patched``). It answers no command, and its number is below zero.
+PATCH: Final = "patch"
+
 #: Record kind -> command kind. The determinism check compares commands, so that success and failure are one.
 COMMAND_OF: Final[dict[str, str]] = {
     ACTIVITY: "activity",

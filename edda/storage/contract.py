@@ -247,8 +247,8 @@ class Storage(Protocol):
         (2) a turn with records whose first record's (instance, seq) exists with the same fence was applied by an
         earlier try: nothing of its records, waits, outbox, children is written again, its release is re-evaluated;
         with another fence: LOST. A later record that exists while the first does not: StorageDataError;
-        (3) records (recorded_at = now), waits (replaced by key; due = false), drop_waits deleted, outbox rows
-        (available_at = now, state pending), children (unless taken);
+        (3) records (recorded_at as given, else now), waits (replaced by key; due = false), drop_waits deleted, outbox
+        rows (available_at = now, state pending), children (unless taken);
         (4) release: END -> applied only if signals equal turn.signals: state, output, error, ended_at, owner NULL,
         live_key NULL, its waits deleted, updated_at, then ``successor`` inserted (unless taken); else KEPT. With
         ``unread`` and no successor a later statement looks for the first event key with this hash, addressed to nobody,

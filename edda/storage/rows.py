@@ -137,7 +137,7 @@ class Record:
     payload: bytes
     content_type: str | None = None  # None: JSON
     args_hash: bytes | None = None  # 16 bytes
-    recorded_at: int = 0  # set by the store: the flush's now
+    recorded_at: int = 0  # when its owner observed it, by the database's clock; 0: the store sets its now
 
 
 @dataclass(frozen=True, slots=True)

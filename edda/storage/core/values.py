@@ -62,7 +62,7 @@ def record_values(instance_id: str, fence: int, record: Record, now: int) -> dic
         "args_hash": record.args_hash,
         "payload": record.payload,
         "content_type": record.content_type,
-        "recorded_at": now,
+        "recorded_at": record.recorded_at or now,
     }
 
 

@@ -63,7 +63,7 @@ def _write(t: Tables, turn: Turn) -> None:
         check_keys(record, schema.history)
         if (mine, record.seq) in t.history:
             raise StorageDataError(f"record {record.seq} of {mine!r} exists already. Nothing was written.")
-        t.history[mine, record.seq] = turn.fence, replace(record, recorded_at=t.now)
+        t.history[mine, record.seq] = turn.fence, replace(record, recorded_at=record.recorded_at or t.now)
     for new in turn.waits:
         cursor = new.cursor
         if new.since_us is not None:

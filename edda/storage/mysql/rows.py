@@ -20,7 +20,7 @@ _HISTORY = (
     "INSERT INTO edda_history (instance_id, seq, pos, fence, kind, name, args_hash, payload, content_type, "
     "recorded_at) VALUES"
 )
-_RECORD = "(%s, %s, %s, %s, %s, %s, %s, %s, %s, @edda_now)"
+_RECORD = "(%s, %s, %s, %s, %s, %s, %s, %s, %s, COALESCE(%s, @edda_now))"
 # REPLACE, because an update of what exists would need VALUES() on MariaDB, which MySQL warns of.
 _WAITS = (
     "REPLACE INTO edda_waits (instance_id, seq, kind, name, hash, chain, shape_id, `cursor`, skip, deadline, due, "
@@ -74,6 +74,7 @@ def history(rows: Iterable[tuple[str, int, Record]], max_bytes: int) -> Iterator
             record.args_hash,
             record.payload,
             record.content_type,
+            record.recorded_at or None,
         )
         for instance, fence, record in rows
     )

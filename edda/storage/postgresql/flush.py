@@ -178,6 +178,7 @@ def _records(rows: Sequence[tuple[int, Record]]) -> Arguments:
         "r_args_hash": [record.args_hash for _, record in rows],
         "r_payload": [record.payload for _, record in rows],
         "r_content_type": [record.content_type for _, record in rows],
+        "r_recorded_at": [record.recorded_at or None for _, record in rows],
     }
 
 

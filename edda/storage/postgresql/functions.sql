@@ -177,7 +177,7 @@ CREATE FUNCTION edda_flush_1(
     t_id text[], t_owner text[], t_fence bigint[], t_signals bigint[], t_release integer[],
     -- records, those of a turn in its order
     r_turn integer[] = NULL, r_seq integer[] = NULL, r_pos integer[] = NULL, r_kind text[] = NULL, r_name text[] = NULL,
-    r_args_hash bytea[] = NULL, r_payload bytea[] = NULL, r_content_type text[] = NULL,
+    r_args_hash bytea[] = NULL, r_payload bytea[] = NULL, r_content_type text[] = NULL, r_recorded_at bigint[] = NULL,
     -- waits
     w_turn integer[] = NULL, w_id text[] = NULL, w_seq integer[] = NULL, w_kind text[] = NULL, w_name text[] = NULL,
     w_hash bytea[] = NULL, w_shape bigint[] = NULL, w_cursor bigint[] = NULL, w_since bigint[] = NULL,
@@ -283,9 +283,10 @@ BEGIN
     IF true = ANY (v_fresh) THEN
         INSERT INTO edda_history (
             instance_id, seq, pos, fence, kind, name, args_hash, payload, content_type, recorded_at)
-        SELECT t.id, r.seq, r.pos, t.fence, r.kind, r.name, r.args_hash, r.payload, r.content_type, o_now
-        FROM unnest(r_turn, r_seq, r_pos, r_kind, r_name, r_args_hash, r_payload, r_content_type)
-             AS r(turn, seq, pos, kind, name, args_hash, payload, content_type)
+        SELECT t.id, r.seq, r.pos, t.fence, r.kind, r.name, r.args_hash, r.payload, r.content_type,
+               coalesce(r.recorded_at, o_now)
+        FROM unnest(r_turn, r_seq, r_pos, r_kind, r_name, r_args_hash, r_payload, r_content_type, r_recorded_at)
+             AS r(turn, seq, pos, kind, name, args_hash, payload, content_type, recorded_at)
         JOIN unnest(t_id, t_fence, v_fresh) WITH ORDINALITY AS t(id, fence, fresh, at) ON t.at = r.turn
         WHERE t.fresh;
 

@@ -78,7 +78,7 @@ def insert_history(c: sqlite3.Connection, records: Iterable[tuple[str, int, Reco
             record.args_hash,
             record.payload,
             record.content_type,
-            now,
+            record.recorded_at or now,
         )
         for instance, fence, record in records
     ]
