@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edda.cli import outbox, run
+from edda.cli.lint import command as lint
 from edda.cli.output import AsJson, Database, opened, print_json, print_table
 from edda.errors import EddaError, MissingExtraError
 from edda.queries import Instances
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(run.app)
+app.add_typer(lint.app)
 
 
 @app.command()
