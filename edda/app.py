@@ -16,6 +16,7 @@ from edda import asgi
 from edda.activity import refuse_while_writing
 from edda.cloudevent import CloudEvent
 from edda.engine.attempt import current_attempt
+from edda.engine.definitions import Definitions
 from edda.engine.news import News
 from edda.engine.worker import Worker, WorkerOptions
 from edda.errors import (
@@ -72,7 +73,8 @@ class EddaApp:
     Args:
         service_name: Names the app in the database; instances belong to it.
         db_url: ``sqlite:///orders.db``, ``postgresql://user:password@host/db`` or ``mysql://...``.
-        workflows: What this app runs; default: every workflow declared in the process.
+        workflows: What this app runs; default: every workflow declared in the process. Several versions of one name may
+            be among them; events start the last one of a name.
         gateways: Where events come from beside HTTP, e.g. ``KafkaGateway(...)``, ``RabbitMQGateway(...)``.
         relays: Where outbox events go. Each is a publisher, e.g. ``HttpPublisher(url)``.
         hooks: What is told of its workflows' lives: see ``WorkflowHooks``.
@@ -173,7 +175,8 @@ class EddaApp:
         self.run_relays = run_relays
         self._given = None if workflows is None else list(workflows)
         self._handlers: list[EventHandler] = []
-        self.workflows: dict[str, Workflow[Any, Any]] = {}
+        self.workflows: dict[str, Workflow[Any, Any]] = {}  # by name; of several versions the current one
+        self._versions: dict[tuple[str, str | None], Workflow[Any, Any]] = {}
         self._inbox: Inbox | None = None
         self._worker: Worker | None = None
         self._news: News | None = None
@@ -213,18 +216,19 @@ class EddaApp:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Each part with what stops it; the last to start stops first."""
-        self.workflows = self._collect()
+        self._versions = self._collect()
+        self.workflows = {workflow.name: workflow for workflow in self._versions.values()}
         stack.push_async_callback(self.store.close)
         await self.store.open(int(self._options.lease_seconds * 1_000_000))
         await self.store.migrate()
         shapes = Shapes(self.store)
         news = News(self.store, self.service_name)
         news.on_outbox = self._kick_relays
-        definitions = {workflow.name: workflow.definition for workflow in self.workflows.values()}
+        definitions = Definitions(workflow.definition for workflow in self._versions.values())
         worker = Worker(
             self.store,
             self.service_name,
-            definitions if self.work else {},
+            definitions if self.work else Definitions(),
             shapes,
             self._options,
             news,
@@ -282,16 +286,17 @@ class EddaApp:
         """Shut down."""
         await self.shutdown()
 
-    def _collect(self) -> dict[str, Workflow[Any, Any]]:
-        found: dict[str, Workflow[Any, Any]] = {}
+    def _collect(self) -> dict[tuple[str, str | None], Workflow[Any, Any]]:
+        found: dict[tuple[str, str | None], Workflow[Any, Any]] = {}
         given = self._given if self._given is not None else list(declared.values())
         for workflow in [*given, *(handler.workflow for handler in self._handlers)]:
-            other = found.setdefault(workflow.name, workflow)
+            other = found.setdefault((workflow.name, workflow.version), workflow)
             if other is not workflow:
                 msg = (
                     f"app {self.service_name!r}: two workflows are called {workflow.name!r} "
                     f"({other.place} and {workflow.place}). "
-                    'Give one of them a stored name of its own: @workflow(name="...").'
+                    'Give one of them a stored name of its own, @workflow(name="..."), or, if the one replaces the '
+                    'other, a version: @workflow(version="2").'
                 )
                 raise ConfigurationError(msg)
         return found
@@ -355,7 +360,7 @@ class EddaApp:
 
     def has_workflow(self, workflow: Workflow[Any, Any]) -> bool:
         """Whether this app has exactly this workflow."""
-        return self.workflows.get(workflow.name) is workflow
+        return self._versions.get((workflow.name, workflow.version)) is workflow
 
     async def start(self, workflow: Workflow[Any, Any], **kwargs: Any) -> str:
         """``workflow.start(**kwargs)`` in this app."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,8 @@ from edda.cli.lint import command as lint
 from edda.cli.output import AsJson, Database, opened, print_json, print_table
 from edda.errors import EddaError, MissingExtraError
 from edda.queries import Instances
+from edda.status import iso
+from edda.storage.rows import LiveVersion
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edda: durable workflows and an event gateway."
@@ -99,6 +102,33 @@ def instances(
 async def _instances(url: str, status: str | None, workflow: str | None, limit: int) -> dict[str, Any]:
     async with opened(url) as store:
         return await Instances(store).find_instances(status=status, workflow_name=workflow, limit=limit)
+
+
+@app.command()
+def versions(database_url: Database, as_json: AsJson = False) -> None:
+    """Count what has not ended by workflow and version: which old code is still needed, and since when."""
+    live = asyncio.run(_versions(database_url))
+    if as_json:
+        print_json(
+            [asdict(one) | {"version": one.version or None, "oldest_at": iso(one.oldest_at)} for one in live]
+        )
+        return
+    table = Table("app", "workflow", "version", "instances", "of them paused", "oldest")
+    for one in live:
+        table.add_row(
+            one.app,
+            one.workflow,
+            one.version or "-",
+            str(one.instances),
+            str(one.paused),
+            str(iso(one.oldest_at)),
+        )
+    print_table(table, empty="No instance is alive: no old code is needed.")
+
+
+async def _versions(url: str) -> list[LiveVersion]:
+    async with opened(url) as store:
+        return await store.live_versions()
 
 
 def main() -> None:

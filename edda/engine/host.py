@@ -97,6 +97,10 @@ class Host(Protocol):
         """What calls the app's hooks for one run; None where the app has none."""
         ...
 
+    def current_version(self, workflow: str) -> str | None:
+        """On which version a new run is started."""
+        ...
+
     def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run a sync activity."""
         ...

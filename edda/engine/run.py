@@ -917,7 +917,7 @@ class Run:
             app=self.host.app,
             workflow=self.definition.name,
             input=encode_input(event_of(event)),
-            version=self.definition.version,
+            version=self.host.current_version(self.definition.name),
             live_key=self.live_key,
             start_event=event.seq,
         )

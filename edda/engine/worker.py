@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ from pydantic_core import from_json
 
 from edda.attributes import is_json_type
 from edda.cloudevent import CloudEvent
-from edda.engine.host import Released, WorkflowDefinition
+from edda.engine.definitions import Definitions
+from edda.engine.host import Released
 from edda.engine.journal import Journal
 from edda.engine.lease import Lease
 from edda.engine.news import News
@@ -95,7 +96,7 @@ class Worker:
         self,
         store: Storage,
         app: str,
-        definitions: Mapping[str, WorkflowDefinition],
+        definitions: Definitions,
         shapes: Shapes,
         options: WorkerOptions,
         news: News,
@@ -212,7 +213,7 @@ class Worker:
             return Released(
                 None, InstanceExistsError(f"instance {new.id!r} runs already; nothing was started")
             )
-        run = Run(self, self._definitions[new.workflow], new.id, fence=1)
+        run = Run(self, self._definitions.of(new.workflow, new.version), new.id, fence=1)
         released: asyncio.Future[Released] = self.loop.create_future()
         self._starters[new.id] = released
         self.runs[new.id] = run
@@ -306,6 +307,10 @@ class Worker:
         """What calls the app's hooks for one run; None where the app has none."""
         return None if self.hooks is None else Telling(self.hooks, self.loop, self._hook_tasks)
 
+    def current_version(self, workflow: str) -> str | None:
+        """On which version a new run is started."""
+        return self._definitions.current_version(workflow)
+
     def run_in_thread(self, func: Callable[[], Any]) -> asyncio.Future[Any]:
         """For sync activities."""
         return self.loop.run_in_executor(self._threads, func)
@@ -333,7 +338,8 @@ class Worker:
             self._empty.set()
 
     def _go_on(self, new: NewInstance, born_us: int, starter: asyncio.Future[Released] | None) -> None:
-        run = self.runs[new.id] = Run(self, self._definitions[new.workflow], new.id, fence=1)
+        definition = self._definitions.of(new.workflow, new.version)
+        run = self.runs[new.id] = Run(self, definition, new.id, fence=1)
         if starter is not None:
             self._starters[new.id] = starter
         self.loop.call_soon(run.begin_successor, new, born_us)
@@ -489,14 +495,14 @@ class Worker:
         self._wake.set()
 
     async def _claim_while_there_is_work(self) -> None:
-        names = sorted(self._definitions)
+        names, versions = self._definitions.names, self._definitions.versions
         while not self.stopping and names:
             room = self.options.max_runs - len(self.runs)
             self._saturated = room <= 0
             if room <= 0:
                 return
             limit = min(room, _CLAIM_BATCH)
-            claimed = await self.store.claim(self.app, names, self.owner, limit)
+            claimed = await self.store.claim(self.app, names, self.owner, limit, versions)
             if claimed:
                 await self._take(claimed)
             if len(claimed) < limit:
@@ -509,7 +515,7 @@ class Worker:
                 self._begin(instance, loaded[instance.id])
 
     def _begin(self, instance: ClaimedInstance, loaded: Any) -> None:
-        run = Run.of(self, self._definitions[instance.workflow], instance)
+        run = Run.of(self, self._definitions.of(instance.workflow, instance.version), instance)
         self.runs[instance.id] = run
         if instance.recoveries > self.options.max_recoveries:
             run.signals = loaded.signals

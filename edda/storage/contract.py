@@ -26,6 +26,7 @@ from edda.storage.rows import (
     EventRow,
     FlushResult,
     InstanceRow,
+    LiveVersion,
     LoadedInstance,
     NewInstance,
     OutboxMessage,
@@ -208,12 +209,18 @@ class Storage(Protocol):
     # ---------------------------------------------------------------- claim
 
     async def claim(
-        self, app: str, workflows: Sequence[str], worker: str, limit: int
+        self,
+        app: str,
+        workflows: Sequence[str],
+        worker: str,
+        limit: int,
+        versions: Sequence[tuple[str, str]] = (),
     ) -> list[ClaimedInstance]:
         """Own up to ``limit`` runnable instances: state running, owner, fence + 1, updated_at now.
 
-        By priority (high first) and available_at, only available_at <= now, only this app and these workflow names,
-        skipping rows locked by others. Only if the worker's row is alive (else: empty list).
+        By priority (high first) and available_at, only available_at <= now, only this app and these workflow names, and
+        of instances with a version only those whose (workflow, version) is among ``versions``; skipping rows locked by
+        others. Only if the worker's row is alive (else: empty list).
         """
         ...
 
@@ -412,6 +419,10 @@ class Storage(Protocol):
 
     async def get_history(self, instance_id: str) -> list[Record]:
         """All records in pos order."""
+        ...
+
+    async def live_versions(self) -> list[LiveVersion]:
+        """What has not ended, by app, workflow and version (none first), in this order."""
         ...
 
     async def counts(self) -> Mapping[str, int]:

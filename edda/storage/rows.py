@@ -123,6 +123,18 @@ class InstanceRow:
     carried: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class LiveVersion:
+    """Instances of one workflow and version that have not ended. ``version`` "": they were started without one."""
+
+    app: str
+    workflow: str
+    version: str
+    instances: int
+    paused: int  # of those
+    oldest_at: int  # when the oldest was started
+
+
 # ---------------------------------------------------------------------------------------------- history
 
 

@@ -50,7 +50,7 @@ async def test_a_claim_says_all_that_the_instance_was_inserted_with(store: Stora
         carried=b"c",
         live_key=given.digest("key"),
     )
-    assert await store.claim(APP, ["order"], WORKER, 10) == [expected]
+    assert await store.claim(APP, ["order"], WORKER, 10, [("order", "2")]) == [expected]
     assert await store.owned(WORKER) == [expected]
 
 
@@ -87,6 +87,34 @@ async def test_an_instance_of_another_app_or_workflow_is_left_alone(store: Stora
     assert await given.claimed(store, workflows=[]) == []
     assert await given.claimed(store, workflows=["x", "other"]) == ["b"]
     assert await given.claimed(store, app="other", workflows=["order", "other"]) == ["a"]
+
+
+async def test_an_instance_of_a_version_is_claimed_by_that_version_only_and_others_by_anyone(
+    store: Storage,
+) -> None:
+    await store.insert_instances(
+        [
+            given.instance("none"),
+            given.instance("one", version="1"),
+            given.instance("two", version="2"),
+            given.instance("ones-of-another", workflow="other", version="1"),
+        ]
+    )
+
+    async def claimed(workflows: list[str], versions: list[tuple[str, str]]) -> list[str]:
+        return sorted(one.id for one in await store.claim(APP, workflows, WORKER, 10, versions))
+
+    assert await claimed(["other"], [("order", "1")]) == []
+    assert await claimed(["order"], []) == ["none"]
+    assert await claimed(["order", "other"], [("order", "3"), ("other", "2")]) == []
+    assert await claimed(["order", "other"], [("order", "2")]) == ["two"]
+    assert await claimed(["order", "other"], [("order", "1"), ("other", "1")]) == ["one", "ones-of-another"]
+
+
+async def test_instances_of_versions_that_nobody_here_has_do_not_stand_in_the_way(store: Storage) -> None:
+    await store.insert_instances([given.instance(f"old-{number}", version="1") for number in range(20)])
+    await store.insert_instances([given.instance("new", version="2")])
+    assert [one.id for one in await store.claim(APP, ["order"], WORKER, 1, [("order", "2")])] == ["new"]
 
 
 async def test_a_limit_of_nothing_claims_nothing(store: Storage) -> None:

@@ -196,3 +196,31 @@ async def test_only_a_paused_instance_is_resumed(store: Storage) -> None:
     for one in ("running", "ended", "parked", "nobody"):
         assert await store.resume(one) is None
     assert (await given.row(store, "running")).owner == WORKER
+
+
+async def test_what_is_alive_is_counted_by_workflow_and_version(store: Storage) -> None:
+    assert await store.live_versions() == []
+    await store.insert_instances(
+        [
+            given.instance("a", version="1"),
+            given.instance("b"),
+            given.instance("c", workflow="bill", version="1"),
+            given.instance("d", app="other", version="1"),
+        ]
+    )
+    await given.started(store, "paused", "parked", "ended", "given-up")
+    await given.flush(
+        store,
+        given.end("paused", end_state=State.PAUSED, output=None, error=b"why"),
+        given.park("parked", given.event_wait(1, "a")),
+        given.end("ended"),
+        given.end("given-up", end_state=State.DEAD),
+    )
+    found = await store.live_versions()
+    assert [(one.app, one.workflow, one.version, one.instances, one.paused) for one in found] == [
+        (APP, "bill", "1", 1, 0),
+        (APP, "order", "", 3, 1),
+        (APP, "order", "1", 1, 0),
+        ("other", "order", "1", 1, 0),
+    ]
+    assert found[1].oldest_at == (await given.row(store, "b")).created_at

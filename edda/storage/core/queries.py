@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from edda.errors import ConfigurationError
 from edda.storage.core.traits import Traits
 from edda.storage.core.values import chunked, record_of
-from edda.storage.rows import InstanceRow, Record, State, WaitKind
+from edda.storage.rows import ENDED, InstanceRow, LiveVersion, Record, State, WaitKind
 from edda.storage.schema import history, instances, metadata, outbox, waits
 
 _PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*\Z")
@@ -144,6 +144,18 @@ def get_history(c: sa.Connection, instance_id: str) -> list[Record]:
     """All records."""
     rows = c.execute(sa.select(history).where(history.c.instance_id == instance_id).order_by(history.c.pos))
     return [record_of(row) for row in rows]
+
+
+def live_versions(c: sa.Connection) -> list[LiveVersion]:
+    """What has not ended, by app, workflow and version."""
+    of = instances.c
+    paused = sa.func.sum(sa.case((of.state == State.PAUSED, 1), else_=0))
+    rows = c.execute(
+        sa.select(of.app, of.workflow, of.version, sa.func.count(), paused, sa.func.min(of.created_at))
+        .where(of.state.in_([str(state) for state in State if state not in ENDED]))
+        .group_by(of.app, of.workflow, of.version)
+    )
+    return sorted(LiveVersion(a, w, v or "", n, int(p), at) for a, w, v, n, p, at in rows)
 
 
 def counts(c: sa.Connection) -> dict[str, int]:

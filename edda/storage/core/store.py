@@ -35,6 +35,7 @@ from edda.storage.migrations import check_schema, migrate_connection
 from edda.storage.rows import (
     EventRow,
     InstanceRow,
+    LiveVersion,
     NewInstance,
     OutboxMessage,
     Record,
@@ -292,6 +293,9 @@ class CoreStore:
         self, cluster: str, group: str, topic: str, partition: int, next_offset: int
     ) -> None:
         await self._run(lambda c: positions.seek(c, cluster, group, topic, partition, next_offset))
+
+    async def live_versions(self) -> list[LiveVersion]:
+        return await self._run(queries.live_versions, write=False)
 
     async def counts(self) -> Mapping[str, int]:
         return await self._run(queries.counts, write=False)

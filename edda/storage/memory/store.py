@@ -30,6 +30,7 @@ from edda.storage.rows import (
     EventRow,
     FlushResult,
     InstanceRow,
+    LiveVersion,
     LoadedInstance,
     NewInstance,
     NewWait,
@@ -180,7 +181,12 @@ class MemoryStore:
     # ---------------------------------------------------------------- claim
 
     async def claim(
-        self, app: str, workflows: Sequence[str], worker: str, limit: int
+        self,
+        app: str,
+        workflows: Sequence[str],
+        worker: str,
+        limit: int,
+        versions: Sequence[tuple[str, str]] = (),
     ) -> list[ClaimedInstance]:
         with self.transaction() as t:
             row = t.workers.get(worker)
@@ -192,6 +198,7 @@ class MemoryStore:
                 if one.state is State.RUNNABLE
                 and one.new.app == app
                 and one.new.workflow in workflows
+                and (one.new.version is None or (one.new.workflow, one.new.version) in versions)
                 and one.available_at <= t.now
             ]
             runnable.sort(key=lambda one: (-one.new.priority, one.available_at))
@@ -420,6 +427,23 @@ class MemoryStore:
     ) -> None:
         with self.transaction() as t:
             t.positions[cluster, group, topic, partition] = next_offset
+
+    async def live_versions(self) -> list[LiveVersion]:
+        with self.transaction() as t:
+            live: dict[tuple[str, str, str], list[Instance]] = {}
+            for one in t.instances.values():
+                if one.state not in ENDED:
+                    key = one.new.app, one.new.workflow, one.new.version or ""
+                    live.setdefault(key, []).append(one)
+            return sorted(
+                LiveVersion(
+                    *key,
+                    len(some),
+                    sum(one.state is State.PAUSED for one in some),
+                    min(one.created_at for one in some),
+                )
+                for key, some in live.items()
+            )
 
     async def counts(self) -> Mapping[str, int]:
         with self.transaction() as t:

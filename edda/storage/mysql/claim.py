@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from edda.storage.mysql.connection import Link, Row
-from edda.storage.mysql.statements import COMMIT, ROLLBACK, Statement, Value, marks, start_transaction
+from edda.storage.mysql.statements import COMMIT, ROLLBACK, Statement, Value, marks, pairs, start_transaction
 from edda.storage.rows import ClaimedInstance, EventRow, LoadedInstance, Record, WaitKind, WaitRow
 
 _CLAIMED = (
@@ -23,13 +23,17 @@ _CLAIMED = (
 EVENT = "seq, type, source, event_id, attributes, data, content_type, addressee, accepted_at"
 
 
-def claim_candidates(app: str, workflows: Sequence[str], limit: int) -> Statement:
+def claim_candidates(
+    app: str, workflows: Sequence[str], limit: int, versions: Sequence[tuple[str, str]] = ()
+) -> Statement:
     """Lock the next runnable instances, in the order of the index; rows that others have locked are left out."""
+    these = pairs("workflow", "version", versions) if versions else Statement("FALSE")
     return Statement(
         f"SELECT {_CLAIMED} FROM edda_instances FORCE INDEX (edda_instances_runnable) "
         f"WHERE state = 'runnable' AND app = %s AND workflow IN {marks(len(workflows))} "
+        f"AND (version IS NULL OR {these.text}) "
         "AND available_at <= @edda_now ORDER BY priority DESC, available_at LIMIT %s FOR UPDATE SKIP LOCKED",
-        (app, *workflows, limit),
+        (app, *workflows, *these.values, limit),
     )
 
 
@@ -38,7 +42,13 @@ _LOOK_UPS = 200
 
 
 async def claim(
-    link: Link, offset_us: int, app: str, workflows: Sequence[str], worker: str, limit: int
+    link: Link,
+    offset_us: int,
+    app: str,
+    workflows: Sequence[str],
+    worker: str,
+    limit: int,
+    versions: Sequence[tuple[str, str]],
 ) -> list[ClaimedInstance]:
     """One transaction of two packets; see the contract."""
     alive, rows = (
@@ -47,7 +57,7 @@ async def claim(
             # Shared: whoever declares this worker dead waits for our commit and then finds what was claimed, or has
             # committed before, and then nothing is claimed.
             Statement("SELECT id FROM edda_workers WHERE id = %s AND dead = 0 LOCK IN SHARE MODE", (worker,)),
-            claim_candidates(app, workflows, limit),
+            claim_candidates(app, workflows, limit, versions),
         )
     )[2:]
     if not alive.rows or not rows.rows:

@@ -29,6 +29,8 @@ WITH {CLOCK}, alive AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
     SELECT i.id FROM edda_instances i
     WHERE i.state = 'runnable' AND i.app = $3 AND i.workflow = ANY ($4::text[])
+      AND (i.version IS NULL OR (i.workflow, i.version) IN (
+          SELECT v.workflow, v.version FROM unnest($6::text[], $7::text[]) AS v(workflow, version)))
       AND i.available_at <= (SELECT now FROM clock) AND EXISTS (SELECT 1 FROM alive)
     ORDER BY i.priority DESC, i.available_at
     LIMIT $5
@@ -64,10 +66,17 @@ FROM edda_history h WHERE h.instance_id = ANY ($1::text[])
 
 
 async def claim(
-    link: Link, offset_us: int, app: str, workflows: Sequence[str], worker: str, limit: int
+    link: Link,
+    offset_us: int,
+    app: str,
+    workflows: Sequence[str],
+    worker: str,
+    limit: int,
+    versions: Sequence[tuple[str, str]],
 ) -> list[ClaimedInstance]:
     """One transaction; see the contract."""
-    rows = await link.fetch(CLAIM, offset_us, worker, app, list(workflows), limit)
+    pinned = [name for name, _ in versions], [version for _, version in versions]
+    rows = await link.fetch(CLAIM, offset_us, worker, app, list(workflows), limit, *pinned)
     rows.sort(key=lambda row: (-row["priority"], row["available_at"]))
     return [_claimed(row) for row in rows]
 

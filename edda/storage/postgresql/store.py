@@ -171,12 +171,17 @@ class PostgreSQLStore(CoreStore):
         return await self._transact(lambda link: signal.fire_timers(link, self.clock_offset_us, limit))
 
     async def claim(
-        self, app: str, workflows: Sequence[str], worker: str, limit: int
+        self,
+        app: str,
+        workflows: Sequence[str],
+        worker: str,
+        limit: int,
+        versions: Sequence[tuple[str, str]] = (),
     ) -> list[ClaimedInstance]:
         if not workflows or limit <= 0:
             return []
         return await self._transact(
-            lambda link: claim.claim(link, self.clock_offset_us, app, workflows, worker, limit)
+            lambda link: claim.claim(link, self.clock_offset_us, app, workflows, worker, limit, versions)
         )
 
     async def owned(self, worker: str) -> list[ClaimedInstance]:

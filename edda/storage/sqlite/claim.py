@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import to_json
+
 from edda.storage.rows import ClaimedInstance, EventRow, LoadedInstance, Record, WaitKind, WaitRow
 from edda.storage.sqlite.signal import SHAPE_READY
 from edda.storage.sqlite.statements import among
@@ -25,6 +27,12 @@ _CLAIMED = (
 )
 _RECORD = "seq, pos, kind, name, payload, content_type, args_hash, recorded_at"
 
+#: A parameter of JSON: pairs of workflow and version.
+_FOR_THESE_VERSIONS = (
+    "(version IS NULL OR (workflow, version) IN "
+    "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)))"
+)
+
 _FIRST = (
     "(SELECT k.seq FROM edda_event_keys k WHERE k.hash = w.hash AND k.addressee = {} AND k.seq > w.cursor "
     "AND k.seq <> w.skip ORDER BY k.seq LIMIT 1)"
@@ -38,7 +46,13 @@ _WAIT = (
 
 
 def claim(
-    c: sqlite3.Connection, now: int, app: str, workflows: Sequence[str], worker: str, limit: int
+    c: sqlite3.Connection,
+    now: int,
+    app: str,
+    workflows: Sequence[str],
+    worker: str,
+    limit: int,
+    versions: Sequence[tuple[str, str]],
 ) -> list[ClaimedInstance]:
     """One transaction; see the contract."""
     if not c.execute("SELECT 1 FROM edda_workers WHERE id = ? AND dead = 0", (worker,)).fetchall():
@@ -48,8 +62,8 @@ def claim(
         rows += c.execute(
             f"SELECT {_CLAIMED} FROM edda_instances INDEXED BY edda_instances_runnable "
             f"WHERE state = 'runnable' AND app = ? AND available_at <= ? AND workflow IN {marks} "
-            "ORDER BY priority DESC, available_at LIMIT ?",
-            [app, now, *names, limit - len(rows)],
+            f"AND {_FOR_THESE_VERSIONS} ORDER BY priority DESC, available_at LIMIT ?",
+            [app, now, *names, to_json(versions).decode(), limit - len(rows)],
         )
     for marks, ids in among([row[0] for row in rows]):
         c.execute(

@@ -124,11 +124,16 @@ class SQLiteStore(CoreStore):
         return await self._write(lambda c, now: signal.fire_timers(c, now, limit))
 
     async def claim(
-        self, app: str, workflows: Sequence[str], worker: str, limit: int
+        self,
+        app: str,
+        workflows: Sequence[str],
+        worker: str,
+        limit: int,
+        versions: Sequence[tuple[str, str]] = (),
     ) -> list[ClaimedInstance]:
         if not workflows or limit <= 0:
             return []
-        return await self._write(lambda c, now: claim.claim(c, now, app, workflows, worker, limit))
+        return await self._write(lambda c, now: claim.claim(c, now, app, workflows, worker, limit, versions))
 
     async def owned(self, worker: str) -> list[ClaimedInstance]:
         return await self._read(lambda c: claim.owned(c, worker))
