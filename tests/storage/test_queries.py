@@ -218,9 +218,9 @@ async def test_what_is_alive_is_counted_by_workflow_and_version(store: Storage) 
     )
     found = await store.live_versions()
     assert [(one.app, one.workflow, one.version, one.instances, one.paused) for one in found] == [
+        ("other", "order", "1", 1, 0),
         (APP, "bill", "1", 1, 0),
         (APP, "order", "", 3, 1),
         (APP, "order", "1", 1, 0),
-        ("other", "order", "1", 1, 0),
     ]
-    assert found[1].oldest_at == (await given.row(store, "b")).created_at
+    assert found[2].oldest_at == (await given.row(store, "b")).created_at

@@ -166,7 +166,7 @@ async def everything(store: MySQLStore) -> None:
     assert await store.left_unmarked() == []
     await store.mark_due([woken, on.digest("often")])
     await store.fire_timers()
-    claimed = await store.claim("shop", ["order", "other"], on.WORKER, 50)
+    claimed = await store.claim("shop", ["order", "other"], on.WORKER, 50, [("order", "2"), ("other", "1")])
     await store.owned(on.WORKER)
     await store.load([one.id for one in claimed] + ["i-5"])
     often = given.event_wait(2, "often", cursor=ROWS - 100, since_us=ROWS - 50)

@@ -105,8 +105,12 @@ async def _fire(link: Link, run: str) -> None:
     assert fired == TURNS
 
 
+#: That the process has, beside instances without one.
+VERSIONS = [("order", "1"), ("order", "2")]
+
+
 async def _claim(link: Link, run: str) -> None:
-    claimed = await claim.claim(link, 0, APP, ["order"], WORKER, TURNS)
+    claimed = await claim.claim(link, 0, APP, ["order"], WORKER, TURNS, VERSIONS)
     assert len(claimed) == TURNS
     await claim.load(link, [*_names(run), *(one.id for one in claimed)], history=True)
 
@@ -181,7 +185,7 @@ async def test_a_plan_that_was_made_on_empty_tables_serves_full_ones(server: Dat
             await signal.mark_due(link, 0, [given.digest(apart)], 10)
         await signal.fire_timers(link, 0, 10)
         await claim.load(
-            link, [one.id for one in await claim.claim(link, 0, APP, ["order"], WORKER, 9)], history=True
+            link, [one.id for one in await claim.claim(link, 0, APP, ["order"], WORKER, 9, VERSIONS)], history=True
         )
         for table in ("events", "event_keys", "identities"):
             await link.fetch(f"DELETE FROM edda_{table}")
