@@ -185,7 +185,9 @@ async def test_a_plan_that_was_made_on_empty_tables_serves_full_ones(server: Dat
             await signal.mark_due(link, 0, [given.digest(apart)], 10)
         await signal.fire_timers(link, 0, 10)
         await claim.load(
-            link, [one.id for one in await claim.claim(link, 0, APP, ["order"], WORKER, 9, VERSIONS)], history=True
+            link,
+            [one.id for one in await claim.claim(link, 0, APP, ["order"], WORKER, 9, VERSIONS)],
+            history=True,
         )
         for table in ("events", "event_keys", "identities"):
             await link.fetch(f"DELETE FROM edda_{table}")
