@@ -441,7 +441,7 @@ async def test_a_trigger_starts_an_instance_that_knows_its_event(store: Storage)
     row = await given.row(store, "x")
     assert (row.state, row.owner, row.fence) == (State.RUNNABLE, None, 0)
     await store.register_worker("w", "two", given.HOUR)
-    (claimed,) = await store.claim("two", ["order"], "w", 1)
+    (claimed,) = await store.claim("two", ["order"], "w", 1, [("order", "3")])
     assert (claimed.id, claimed.start_event, claimed.version) == ("y", 2, "3")
     assert claimed.chain_started_at >= before
 
