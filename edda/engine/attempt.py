@@ -49,14 +49,24 @@ class Attempt:
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
         self.cancelled = False
         self._committing = False
+        self._has_turn = False
         self._session: ActivitySession | None = None
         self._savepoint: AsyncSessionTransaction | None = None
 
     async def begin(self) -> None:
         """In a block that has written already, a failing attempt must not take the others' writes with it."""
         block = self.command.block
-        if block is not None and block.in_transaction:
-            self._savepoint = await block.session.begin_nested()
+        if block is not None:
+            await block.one_at_a_time.acquire()
+            self._has_turn = True
+            if block.in_transaction:
+                self._savepoint = await block.session.begin_nested()
+
+    def end(self) -> None:
+        """The next attempt of the block may begin."""
+        if self._has_turn and self.command.block is not None:
+            self._has_turn = False
+            self.command.block.one_at_a_time.release()
 
     @property
     def session(self) -> AsyncSession:
@@ -197,6 +207,7 @@ async def run_activity(run: Run, command: Command) -> None:
         except Exception as error:  # noqa: BLE001, user code raises anything
             used_session = attempt.uses_session
             await attempt.rollback()
+            attempt.end()
             command.in_body = False
             if used_session and free_tries < _FREE_TRIES and run.host.store.is_transient(error):
                 free_tries += 1
@@ -207,6 +218,7 @@ async def run_activity(run: Run, command: Command) -> None:
         else:
             return
         finally:
+            attempt.end()
             current_attempt.reset(token)
 
 

@@ -42,6 +42,8 @@ class Block:
         self._committed: list[Callable[[], None]] = []
         self.behind: list[Callable[[], None]] = []
         self._ending: asyncio.Task[None] | None = None
+        #: Its attempts share a session, which serves one task at a time.
+        self.one_at_a_time = asyncio.Lock()
 
     @property
     def session(self) -> ActivitySession:

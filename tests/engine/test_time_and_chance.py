@@ -324,6 +324,7 @@ PLANS: list[list[Any]] = [
     ["step", ("gather", ["sleep", "event", "book"])],
     [("block", ["book", "publish", "fails"]), "book"],
     [("first", ["event", "timeout", "step"])],
+    [("block", [("gather", ["book", "step", "fails", "book"])])],
 ]
 
 
