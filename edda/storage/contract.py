@@ -414,7 +414,8 @@ class Storage(Protocol):
     async def begin_sweep(self, owner: str, lease_us: int, every_us: int) -> Sweep | None:
         """The right to sweep for ``lease_us``; each chunk renews it. ``owner`` is new for each call, but for a repeat.
 
-        None: another has it, or the last that was ended began less than ``every_us`` ago.
+        None: another has it, or the last that was ended began less than ``every_us`` ago. One whose right has run out
+        is ended.
         """
         ...
 

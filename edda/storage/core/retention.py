@@ -53,6 +53,8 @@ def begin(
         return Sweep(last.id, owner) if last.owner == owner else None
     if last is not None and last.ended_at is not None and now < last.began_at + every_us:
         return None
+    if last is not None and last.ended_at is None and not _take_over(c, last.id, now):
+        return None
     # Read after the time was: whatever has a number up to this one was accepted before ``began_at``.
     mark = c.execute(sa.select(accept.c.last_seq, accept.c.last_accepted_at).where(accept.c.id == 1)).one()
     number = 1 if last is None else last.id + 1
@@ -67,6 +69,12 @@ def begin(
     traits.insert_ignoring(c, sweeps, [row])
     taken = c.execute(sa.select(sweeps.c.owner).where(sweeps.c.id == number)).scalar_one()
     return Sweep(number, owner) if taken == owner else None
+
+
+def _take_over(c: sa.Connection, number: int, now: int) -> bool:
+    """End a sweep that died. False: it lives, and was in the middle of a chunk, for which this has waited."""
+    died = sa.and_(sweeps.c.id == number, sweeps.c.ended_at.is_(None), sweeps.c.expires_at <= now)
+    return bool(c.execute(sa.update(sweeps).where(died).values(ended_at=now)).rowcount)
 
 
 def chunk(

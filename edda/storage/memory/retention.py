@@ -21,6 +21,8 @@ def begin(t: Tables, owner: str, lease_us: int, every_us: int) -> Sweep | None:
         return Sweep(last, owner) if row.owner == owner else None
     if row is not None and row.ended_at is not None and t.now < row.began_at + every_us:
         return None
+    if row is not None and row.ended_at is None:
+        t.sweeps[last] = replace(row, ended_at=t.now)
     t.sweeps[last + 1] = SweepOf(owner, max(t.now, t.last_accepted_at), t.now + lease_us, t.last_seq)
     return Sweep(last + 1, owner)
 
