@@ -1,6 +1,5 @@
 """Retention: what is over goes in its time, and never what something live refers to."""
 
-import uuid
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from edda.storage.rows import (
     NewDeadLetter,
     RelayOutcome,
     State,
-    Sweep,
     Swept,
     Verdict,
 )
@@ -26,13 +24,10 @@ from edda.storage.sqlite import accept as sqlite
 from tests.storage import given
 from tests.storage.conftest import OpenStore
 from tests.storage.given import APP, HOUR, SECOND, WORKER
+from tests.storage.sweeping import begun
 
 DAY = 24 * HOUR
 WEEK = 7 * DAY
-
-
-async def begun(store: Storage, every_us: int = 0, lease_us: int = HOUR) -> Sweep | None:
-    return await store.begin_sweep(f"sweep-{uuid.uuid4().hex}", lease_us, every_us)
 
 
 async def swept(store: Storage, what: Expiring, older_than: int = WEEK, **changes: Any) -> Swept:
@@ -214,7 +209,7 @@ async def test_events_wait_while_more_work_has_piled_up_than_can_be_looked_throu
     sql_store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = sql_store
-    monkeypatch.setattr(expired, "MOST_WAITS", 2)
+    monkeypatch.setattr(expired, "MOST_BUSY", 2)
     for name in ("a", "b", "c"):
         await given.parked(store, name, given.event_wait(1, name))
     events = [given.event(f"e{name}", name) for name in ("a", "b", "c")]

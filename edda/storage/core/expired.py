@@ -7,7 +7,7 @@ looked at again in the same sweep.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -31,8 +31,8 @@ from edda.storage.schema import (
 from edda.storage.schema import events as accepted
 from edda.storage.schema import identities as known
 
-#: Most waits to look through for what they may still receive. With more, work has piled up, and events can wait, too.
-MOST_WAITS = 20_000
+#: Most instances to look through for what they may still receive. With more, work has piled up, and events can wait.
+MOST_BUSY = 20_000
 
 #: Most records of one transaction, if no single instance has more.
 MOST_RECORDS = 5_000
@@ -100,8 +100,8 @@ def _wanted(c: sa.Connection, keys: Sequence[Any], last: int) -> set[int] | None
     filling = sa.exists(sa.select(1).where(waits.c.shape_id == shapes.c.id, ~waits.c.due))
     if c.execute(sa.select(shapes.c.id).where(~shapes.c.ready, filling).limit(1)).first() is not None:
         return None
-    pending = _waits_before(c, last)
-    if len(pending) > MOST_WAITS:
+    busy = _busy(c)
+    if len(busy) > MOST_BUSY:
         return None
     held: set[bytes] = set()
     for part in chunked(hashes):
@@ -110,15 +110,15 @@ def _wanted(c: sa.Connection, keys: Sequence[Any], last: int) -> set[int] | None
         )
         held |= set(c.execute(sa.select(unmarked.c.hash).where(unmarked.c.hash.in_(part))).scalars())
     by_hash: dict[bytes, list[Any]] = defaultdict(list)
-    for wait in pending:
+    for wait in _waits_before(c, busy, last):
         by_hash[wait.hash].append(wait)
     return {
         key.seq for key in keys if key.hash in held or any(_sees(w, key) for w in by_hash.get(key.hash, ()))
     }
 
 
-def _waits_before(c: sa.Connection, last: int) -> list[Any]:
-    """Event waits that may see events up to this one, of instances that are not at rest.
+def _busy(c: sa.Connection) -> list[str]:
+    """Instances that are not at rest.
 
     One that waits has received all that it could: it parked when there was nothing left, and what came since has made
     it runnable.
@@ -126,16 +126,20 @@ def _waits_before(c: sa.Connection, last: int) -> list[Any]:
     # Constants, and not parameters: else no plan may use the indexes of just these rows.
     runnable = instances.c.state == sa.literal_column("'runnable'")
     paused = instances.c.state == sa.literal_column("'paused'")
-    found: list[Any] = []
+    found: list[str] = []
     for which in (runnable, instances.c.owner.is_not(None), paused):
-        select = (
-            sa.select(waits.c.hash, waits.c.chain, waits.c.cursor, waits.c.skip)
-            .join_from(instances, waits, waits.c.instance_id == instances.c.id)
-            .where(which, waits.c.kind == WaitKind.EVENT, waits.c.cursor < last)
-            .limit(MOST_WAITS + 1)
+        found += c.execute(sa.select(instances.c.id).where(which).limit(MOST_BUSY + 1)).scalars()
+    return sorted(found)
+
+
+def _waits_before(c: sa.Connection, busy: Sequence[str], last: int) -> Iterator[Any]:
+    """Their event waits that may see events up to this one."""
+    for part in chunked(busy):
+        yield from c.execute(
+            sa.select(waits.c.hash, waits.c.chain, waits.c.cursor, waits.c.skip).where(
+                waits.c.instance_id.in_(part), waits.c.kind == WaitKind.EVENT, waits.c.cursor < last
+            )
         )
-        found += c.execute(select)
-    return found
 
 
 def _sees(wait: Any, key: Any) -> bool:
@@ -164,14 +168,16 @@ def identities(c: sa.Connection, traits: Traits, chunk: Chunk) -> Swept:
         sa.select(sa.func.max(sweeps.c.last_seq)).where(sweeps.c.began_at <= chunk.before)
     ).scalar()
     page = c.execute(
-        sa.select(known.c.seq, known.c.digest, accepted.c.seq.label("event"))
-        .join_from(known, accepted, accepted.c.seq == known.c.seq, isouter=True)
+        sa.select(known.c.seq, known.c.digest)
         .where(known.c.seq > chunk.after[0], known.c.seq <= (until or 0))
         .order_by(known.c.seq)
         .limit(chunk.limit)
     ).all()
+    there: set[int] = set()
+    for part in chunked([row.seq for row in page]):
+        there |= set(c.execute(sa.select(accepted.c.seq).where(accepted.c.seq.in_(part))).scalars())
     # By digest, the order in which accepts take them.
-    gone = sorted(row.digest for row in page if row.event is None)
+    gone = sorted(row.digest for row in page if row.seq not in there)
     for part in chunked(gone if not chunk.dry_run else []):
         c.execute(sa.delete(known).where(known.c.digest.in_(part)))
     return Swept(len(gone), len(page) - len(gone), _end_of(page, chunk.limit, "seq"))
