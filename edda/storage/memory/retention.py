@@ -169,6 +169,7 @@ def _remove_letter(t: Tables, key: tuple[bytes, int]) -> None:
 
 def _discard(t: Tables, one: int) -> None:
     gone = t.outbox.pop(one).message
+    t.leases.setdefault(gone.destination, ("", 0))  # it is done under the destination's lease
     for other, row in t.outbox.items():
         same = (row.message.destination, row.message.ordering_key) == (gone.destination, gone.ordering_key)
         if same and gone.ordering_key is not None and row.state == "parked":
