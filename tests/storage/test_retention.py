@@ -130,15 +130,15 @@ async def test_an_event_of_a_paused_instance_stays(store: Storage) -> None:
 
 
 async def test_an_event_of_a_running_instance_stays_until_it_is_received(store: Storage) -> None:
-    await given.accepted(store, given.event("for it", "k"))
+    await given.accepted(store, given.event("first", "k"), given.event("second", "k"))
     await given.started(store, "order")
     await given.flush(store, given.turn("order", 1, waits=[given.event_wait(2, "k")]))
     later(store, 8 * DAY)
-    assert await swept(store, Expiring.EVENTS) == Swept(0, 1, None)
-    await given.flush(
-        store, given.turn("order", 2, waits=[given.event_wait(3, "k", cursor=1)], drop_waits=[2])
-    )
-    assert await swept(store, Expiring.EVENTS) == Swept(1, 0, None)
+    assert await swept(store, Expiring.EVENTS) == Swept(0, 2, None)
+    received_first = given.turn("order", 2, waits=[given.event_wait(3, "k", cursor=1)], drop_waits=[2])
+    await given.flush(store, received_first)
+    assert await swept(store, Expiring.EVENTS) == Swept(1, 1, None)
+    assert await there(store) == [2]
 
 
 async def test_the_event_that_started_an_instance_is_not_kept_for_its_waits(store: Storage) -> None:
@@ -401,6 +401,7 @@ async def test_of_long_histories_few_are_removed_at_a_time_and_each_as_a_whole(
         result = await store.sweep(sweep, Chunk(Expiring.INSTANCES, 0, after, apps=((APP, before),)), HOUR)
         assert result is not None
         removed += result.removed
+        assert result.removed <= 1 or store.dialect == "memory", "two would have six records"
         for row in await store.find_instances():
             assert len(await store.get_history(row.id)) == {"long": 8, "lives": 0}.get(row.id, 3)
         if result.after is None:
