@@ -18,6 +18,7 @@ from edda.inbox.retention import chunks_of, in_force, sweep_once
 from edda.retention import Retention
 from edda.storage.contract import Storage
 from edda.storage.rows import Chunk, Expiring, Keeps, Swept, Verdict
+from edda.waits import sleep, wait_event
 from edda.workflow import workflow
 from tests.inbox import given
 from tests.support.databases import Database
@@ -117,6 +118,48 @@ async def test_a_topic_that_is_read_again_after_finished_instances_were_removed_
     assert {result.verdict for result in results} == {Verdict.DUPLICATE}
     counts = await app.store.counts()
     assert (counts["instances"], counts["events"], counts["history"]) == (0, 0, 0)
+
+
+@workflow(name="retained_payment")
+async def payment(ctx: WorkflowContext) -> str:
+    received = await wait_event(ctx, "retained.paid")
+    await sleep(ctx, 40 * 86_400)
+    return f"{received.id}, {(await wait_event(ctx, 'retained.shipped', match={'data.of': 1})).id}"
+
+
+async def test_what_waits_while_its_workers_are_away_for_weeks_receives_its_events(
+    database: Database,
+) -> None:
+    """``edda-framework 0.16``: retention deleted live rows."""
+    async with EddaApp("paying", database.url, workflows=[payment], run_retention=False) as app:
+        run = await app.start(payment)
+    shipped = {"type": "retained.shipped", "data": b'{"of": 1}'}
+    async with EddaApp("gateway", database.url, workflows=[], work=False) as gateway:
+        await gateway.deliver([given.event("paid", type="retained.paid"), given.event("of nobody")])
+        await gateway.deliver(given.event("shipped", **shipped, extensions={"eddainstanceid": run}))
+        gateway.store.clock_offset_us += 30 * DAY
+        report = await sweep_once(gateway.store)
+        assert report is not None
+        assert (report.removed[Expiring.EVENTS], report.kept[Expiring.EVENTS]) == (1, 2)
+    app = EddaApp("paying", database.url, workflows=[payment], run_retention=False)
+    app.store.clock_offset_us = 30 * DAY
+    async with app:
+        handle = app.handle(run)
+
+        async def sleeps() -> bool:
+            return await handle.status() == "waiting_for_timer"
+
+        await eventually(sleeps, 20)
+        report = await sweep_once(app.store)
+        assert report is not None
+        assert (report.removed[Expiring.EVENTS], report.kept[Expiring.EVENTS]) == (1, 1)
+        app.store.clock_offset_us += 41 * DAY
+        apps, _ = await app.store.fire_timers()
+        app.worker.woken(apps)
+        assert await handle.result(20) == "paid, shipped"
+        report = await sweep_once(app.store)
+        assert report is not None
+        assert report.removed[Expiring.EVENTS] == 1
 
 
 async def test_a_process_sweeps_by_itself(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

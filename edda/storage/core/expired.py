@@ -96,19 +96,18 @@ def _wanted(c: sa.Connection, keys: Sequence[Any], last: int) -> set[int] | None
     """Those with a key by which something live may still receive them; None: too much waits to be looked through."""
     if not keys:
         return set()
-    hashes = sorted({row.hash for row in keys})
     filling = sa.exists(sa.select(1).where(waits.c.shape_id == shapes.c.id, ~waits.c.due))
     if c.execute(sa.select(shapes.c.id).where(~shapes.c.ready, filling).limit(1)).first() is not None:
         return None
+    # What is left to be marked before who is busy: when the mark is made, one of the two looks sees it.
+    held: set[bytes] = set()
+    for part in chunked(sorted({key.hash for key in keys})):
+        held |= set(c.execute(sa.select(unmarked.c.hash).where(unmarked.c.hash.in_(part))).scalars())
+        live = sa.select(instances.c.live_key).where(instances.c.live_key.in_(part))
+        held |= set(c.execute(live).scalars())
     busy = _busy(c)
     if len(busy) > MOST_BUSY:
         return None
-    held: set[bytes] = set()
-    for part in chunked(hashes):
-        held |= set(
-            c.execute(sa.select(instances.c.live_key).where(instances.c.live_key.in_(part))).scalars()
-        )
-        held |= set(c.execute(sa.select(unmarked.c.hash).where(unmarked.c.hash.in_(part))).scalars())
     by_hash: dict[bytes, list[Any]] = defaultdict(list)
     for wait in _waits_before(c, busy, last):
         by_hash[wait.hash].append(wait)
@@ -118,7 +117,7 @@ def _wanted(c: sa.Connection, keys: Sequence[Any], last: int) -> set[int] | None
 
 
 def _busy(c: sa.Connection) -> list[str]:
-    """Instances that are not at rest.
+    """Instances that are not at rest: in one statement, that none changes its state between two.
 
     One that waits has received all that it could: it parked when there was nothing left, and what came since has made
     it runnable.
@@ -126,10 +125,11 @@ def _busy(c: sa.Connection) -> list[str]:
     # Constants, and not parameters: else no plan may use the indexes of just these rows.
     runnable = instances.c.state == sa.literal_column("'runnable'")
     paused = instances.c.state == sa.literal_column("'paused'")
-    found: list[str] = []
-    for which in (runnable, instances.c.owner.is_not(None), paused):
-        found += c.execute(sa.select(instances.c.id).where(which).limit(MOST_BUSY + 1)).scalars()
-    return sorted(found)
+    each = [
+        sa.select(instances.c.id).where(one) for one in (runnable, instances.c.owner.is_not(None), paused)
+    ]
+    busy = sa.union_all(*each).subquery()
+    return sorted(c.execute(sa.select(busy.c.id).limit(MOST_BUSY + 1)).scalars())
 
 
 def _waits_before(c: sa.Connection, busy: Sequence[str], last: int) -> Iterator[Any]:

@@ -151,9 +151,11 @@ async def test_no_statement_of_a_sweep_walks_through_a_table(
     # All that is in one of a few states is looked at, by an index of just these.
     by_state = [text for text in texts if "state = '" in text]
     for text in by_state:
-        (plan,) = [row[-1] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}") if "ORDER BY" not in row[-1]]
-        assert re.search(r"INDEX edda_(instances_runnable|instances_paused|outbox_state)\b", plan), plan
-    assert len(by_state) == 3
+        steps = [row[-1] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}") if "edda_" in row[-1]]
+        assert all(
+            re.search(r"INDEX edda_(instances_(runnable|owner|paused)|outbox_state)\b", one) for one in steps
+        )
+    assert len(by_state) == 2
     texts = [text for text in texts if text not in by_state]
     assert len(texts) > 25
     assert {text: walked for text in texts if (walked := walks(raw, text))} == {}
