@@ -133,10 +133,12 @@ async def test_what_waits_while_its_workers_are_away_for_weeks_receives_its_even
     """``edda-framework 0.16``: retention deleted live rows."""
     async with EddaApp("paying", database.url, workflows=[payment], run_retention=False) as app:
         run = await app.start(payment)
-    shipped = {"type": "retained.shipped", "data": b'{"of": 1}'}
+    shipped = given.event(
+        "shipped", type="retained.shipped", data=b'{"of": 1}', extensions={"eddainstanceid": run}
+    )
     async with EddaApp("gateway", database.url, workflows=[], work=False) as gateway:
         await gateway.deliver([given.event("paid", type="retained.paid"), given.event("of nobody")])
-        await gateway.deliver(given.event("shipped", **shipped, extensions={"eddainstanceid": run}))
+        await gateway.deliver(shipped)
         gateway.store.clock_offset_us += 30 * DAY
         report = await sweep_once(gateway.store)
         assert report is not None
