@@ -99,7 +99,7 @@ async def _run(url: str, dry_run: bool) -> Report:
                 "EddaApp(..., retention=Retention(events=timedelta(days=7)))."
             )
             raise ConfigurationError(msg)
-        report = await sweep_once(store, dry_run=dry_run, rest=0)
+        report = await sweep_once(store, dry_run=dry_run)
     if report is None:
         msg = "another process is sweeping this database; nothing was removed by this one. See: edda retention show"
         raise ConfigurationError(msg)

@@ -8,6 +8,7 @@ never removed is said in ``contract.Storage.sweep``, and in docs/explanation/gua
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,8 +27,9 @@ FIRST_SECONDS = 60.0
 #: How long a sweep that died keeps others from it.
 LEASE_US = 300_000_000
 
-#: Pause after a chunk, in times that the chunk took; and at least, in seconds.
-_REST, _LEAST = 4.0, 0.01
+#: Pause after a chunk, in times that the chunk took: in the beginning, and when so many chunks show that there is much
+#: to be done, lest more comes than goes.
+_REST, _SHORT_REST, _MANY_CHUNKS = 4.0, 1.0, 100
 
 #: For this long the database knows of sweeps that are over, if identities are kept for ever.
 _FORGET_US = 14 * 86_400_000_000
@@ -68,9 +70,12 @@ def chunks_of(keeps: Mapping[str, Keeps], now: int) -> list[Chunk]:
 
 
 async def sweep_once(
-    store: Storage, *, every_seconds: float = 0.0, dry_run: bool = False, rest: float = _REST
+    store: Storage, *, every_seconds: float = 0.0, dry_run: bool = False, rests: bool = False
 ) -> Report | None:
-    """One sweep; None: it is not time, or another process is at it. Raises StorageError; what is done is done."""
+    """One sweep; None: it is not time, or another process is at it. Raises StorageError; what is done is done.
+
+    ``rests``: others have work for the database, too.
+    """
     owner = f"sweep-{uuid.uuid4().hex}"
     sweep: Sweep | None = None
     if not dry_run:
@@ -80,7 +85,7 @@ async def sweep_once(
     keeps = await store.retention()
     report = Report()
     for first in chunks_of(keeps, await store.now()):
-        await _walk(store, sweep, replace(first, dry_run=dry_run), report, rest)
+        await _walk(store, sweep, replace(first, dry_run=dry_run), report, rests=rests)
         if report.lost:
             return report
     if sweep is not None:
@@ -88,10 +93,10 @@ async def sweep_once(
     return report
 
 
-async def _walk(store: Storage, sweep: Sweep | None, chunk: Chunk, report: Report, rest: float) -> None:
+async def _walk(store: Storage, sweep: Sweep | None, chunk: Chunk, report: Report, *, rests: bool) -> None:
     """Chunk behind chunk, to the end of what is old."""
     clock = asyncio.get_running_loop().time
-    while True:
+    for number in itertools.count():
         began = clock()
         swept = await store.sweep(sweep, chunk, LEASE_US)
         if swept is None:
@@ -105,7 +110,8 @@ async def _walk(store: Storage, sweep: Sweep | None, chunk: Chunk, report: Repor
         if swept.after is None:
             return
         chunk = replace(chunk, after=swept.after)
-        await asyncio.sleep(max(_LEAST, rest * (clock() - began)) if rest else 0)
+        if rests:
+            await asyncio.sleep((clock() - began) * (_REST if number < _MANY_CHUNKS else _SHORT_REST))
 
 
 class Sweeper:
@@ -133,17 +139,19 @@ class Sweeper:
             self._task = None
 
     async def _sweep_for_ever(self) -> None:
+        clock = asyncio.get_running_loop().time
         await asyncio.sleep(FIRST_SECONDS)
         while True:
+            began = clock()
             try:
-                report = await sweep_once(self._store, every_seconds=0.9 * EVERY_SECONDS)
+                report = await sweep_once(self._store, every_seconds=0.9 * EVERY_SECONDS, rests=True)
                 if report is not None:
                     self._tell(report)
             except StorageError as error:
                 log.warning("sweep_failed", extra={"error": str(error)})
             except Exception:  # whatever it is, a process that never sweeps again must not be silent about it
                 log.exception("sweep_failed")
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(max(1.0, began + EVERY_SECONDS - clock()))
 
     def _tell(self, report: Report) -> None:
         removed = {name: count for name, count in report.removed.items() if count}
