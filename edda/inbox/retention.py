@@ -31,6 +31,9 @@ LEASE_US = 300_000_000
 #: to be done, lest more comes than goes.
 _REST, _SHORT_REST, _MANY_CHUNKS = 4.0, 1.0, 100
 
+#: Longest pause in seconds: far below what keeps others from sweeping.
+_LONGEST_REST = 60.0
+
 #: For this long the database knows of sweeps that are over, if identities are kept for ever.
 _FORGET_US = 14 * 86_400_000_000
 
@@ -111,7 +114,8 @@ async def _walk(store: Storage, sweep: Sweep | None, chunk: Chunk, report: Repor
             return
         chunk = replace(chunk, after=swept.after)
         if rests:
-            await asyncio.sleep((clock() - began) * (_REST if number < _MANY_CHUNKS else _SHORT_REST))
+            times = _REST if number < _MANY_CHUNKS else _SHORT_REST
+            await asyncio.sleep(min(_LONGEST_REST, times * (clock() - began)))
 
 
 class Sweeper:
