@@ -153,7 +153,6 @@ class EddaApp:
         self.default_retry_policy = default_retry_policy
         self.message_retention_days = message_retention_days
         self.retention = _retention(retention, message_retention_days)
-        self.run_retention = run_retention
         self.store: Storage = open_store(
             db_url,
             pool_size=pool_size,
@@ -182,8 +181,7 @@ class EddaApp:
             hooks=hooks,
         )
         self.work = work
-        self.run_gateways = run_gateways
-        self.run_relays = run_relays
+        self.run_gateways, self.run_relays, self.run_retention = run_gateways, run_relays, run_retention
         self._given = None if workflows is None else list(workflows)
         self._handlers: list[EventHandler] = []
         self.workflows: dict[str, Workflow[Any, Any]] = {}  # by name; of several versions the current one
