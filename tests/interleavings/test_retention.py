@@ -1,5 +1,7 @@
 """Retention beside everything else: it holds nobody up for long, and takes nothing away that is being taken."""
 
+import asyncio
+
 import pytest
 import sqlalchemy as sa
 
@@ -16,6 +18,9 @@ from tests.support.processes import spawn
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
 WEEK = 7 * DAY
+
+#: Seconds: a store would not wait for a lock for much longer than that before it began anew, and found it free.
+NOT_HELD_UP = 15.0
 
 
 async def right(store: Storage) -> Sweep:
@@ -42,7 +47,8 @@ async def test_events_are_accepted_while_others_are_removed(
     sweep, what = await right(store), await chunk(store, Expiring.EVENTS)
     async with barrier.at(events, "DELETE"):
         removing = await barrier.stopped(store.sweep(sweep, what, HOUR))
-        (result,) = (await other.accept(given.batch("new", given.event("new", "key")))).results
+        async with asyncio.timeout(NOT_HELD_UP):
+            (result,) = (await other.accept(given.batch("new", given.event("new", "key")))).results
         assert (result.verdict, result.seq) == (Verdict.UNMATCHED, 2)
     assert await removing == Swept(1, 0, None)
     assert await raw.scalar(sa.select(events.c.seq)) == 2
@@ -61,7 +67,8 @@ async def test_a_repeat_is_known_while_old_identities_are_removed(
     what = await chunk(store, Expiring.IDENTITIES)
     async with barrier.at(identities, "DELETE"):
         removing = await barrier.stopped(store.sweep(sweep, what, HOUR))
-        results = (await other.accept(given.batch("again", given.event("new")))).results
+        async with asyncio.timeout(NOT_HELD_UP):
+            results = (await other.accept(given.batch("again", given.event("new")))).results
         assert results[0].verdict is Verdict.DUPLICATE
     assert await removing == Swept(1, 0, None)
     assert await raw.count(identities) == 1
@@ -77,11 +84,12 @@ async def test_an_event_that_is_removed_while_a_worker_claims_is_none_that_its_i
     sweep, what = await right(store), await chunk(store, Expiring.EVENTS)
     async with barrier.at(events, "DELETE"):
         removing = await barrier.stopped(store.sweep(sweep, what, HOUR))
-        (claimed,) = await other.claim(given.APP, [given.WORKFLOW], "b", 10)
-        loaded = (await other.load(["order"]))["order"]
-        assert loaded.waits[0].event is not None
-        turn = given.step("order", 3, owner="b", fence=claimed.fence, signals=claimed.signals)
-        assert [one.applied for one in (await other.flush([turn])).results] == [Applied.APPLIED]
+        async with asyncio.timeout(NOT_HELD_UP):
+            (claimed,) = await other.claim(given.APP, [given.WORKFLOW], "b", 10)
+            loaded = (await other.load(["order"]))["order"]
+            assert loaded.waits[0].event is not None
+            turn = given.step("order", 3, owner="b", fence=claimed.fence, signals=claimed.signals)
+            assert [one.applied for one in (await other.flush([turn])).results] == [Applied.APPLIED]
     assert await removing == Swept(1, 1, None)
     assert (await other.load(["order"]))["order"].waits[0].event is not None
 
@@ -144,9 +152,9 @@ async def test_other_instances_go_on_while_finished_ones_are_removed(
     sweep, what = await right(store), await chunk(store, Expiring.INSTANCES)
     async with barrier.at(history, "DELETE"):
         removing = await barrier.stopped(store.sweep(sweep, what, HOUR))
-        results = (
-            await other.flush([given.step("lives", 2, owner="b"), given.start("new", owner="b")])
-        ).results
+        turns = [given.step("lives", 2, owner="b"), given.start("new", owner="b")]
+        async with asyncio.timeout(NOT_HELD_UP):
+            results = (await other.flush(turns)).results
         assert {one.applied for one in results} == {Applied.APPLIED}
     assert await removing == Swept(1, 1, None)
     assert await raw.count(history) == 3
