@@ -19,7 +19,7 @@ HOUR = 3_600_000_000
 DAY = 24 * HOUR
 WEEK = 7 * DAY
 
-#: Seconds: a store would not wait for a lock for much longer than that before it began anew, and found it free.
+#: Seconds; less than a sweep that is stopped waits for a lock before it lets go of everything.
 NOT_HELD_UP = 15.0
 
 
