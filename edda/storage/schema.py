@@ -370,7 +370,7 @@ retention = sa.Table(
 )
 
 #: One row per sweep: who sweeps and for how long nobody else may, what it removed, and how far accepts had come when it
-#: began, which is how the age of an identity is known.
+#: began, which is how the age of an identity is known (ADR-0016).
 sweeps = sa.Table(
     "edda_sweeps",
     metadata,
