@@ -22,6 +22,7 @@ from edda.handle import Handle, WorkflowCancelledError
 from edda.hooks import HooksBase, WorkflowHooks
 from edda.outbox import enqueue as outbox
 from edda.received import ReceivedEvent
+from edda.retention import Retention
 from edda.retry import ActivityTimeoutError, RetryExhaustedError, RetryPolicy, TerminalError
 from edda.saga import compensation, on_failure, register_compensation
 from edda.sending import send_event
@@ -44,6 +45,7 @@ __all__ = [
     "HooksBase",
     "NonDeterminismError",
     "ReceivedEvent",
+    "Retention",
     "RetryExhaustedError",
     "RetryPolicy",
     "TerminalError",

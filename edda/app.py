@@ -31,8 +31,10 @@ from edda.event_handlers import EventHandler, handler_workflow
 from edda.handle import Handle, continued_as, outcome_of
 from edda.inbox.accept import Inbox
 from edda.inbox.registry import Shapes
+from edda.inbox.retention import Sweeper
 from edda.outbox.outlets import outlets, routed
 from edda.queries import Instances
+from edda.retention import Retention
 from edda.retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from edda.storage.connect import open_store
 from edda.storage.rows import EventResult, NewInstance, State, Trigger
@@ -51,6 +53,9 @@ log = logging.getLogger("edda.app")
 _START_BATCH = 500
 
 _NO_OPTIONS = StartOptions()
+
+#: As in ``edda-framework 0.16``.
+_MESSAGE_RETENTION_DAYS = 7
 
 #: Seconds between two tries to start while the database is away.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
@@ -81,6 +86,8 @@ class EddaApp:
         outbox_enabled, broker_url: As in ``edda-framework 0.16``: publish every event to one HTTP broker.
         work: False makes a client: it starts, queries and delivers, and runs no workflows.
         run_gateways, run_relays: False leaves them to other processes. The relays still say where events go.
+        retention: How long what is over is kept; default: events for ``message_retention_days``, see ``Retention``.
+        run_retention: False leaves removing it to other processes, or to ``edda retention run``.
         lease_seconds: How long a dead process's instances stay its own (kill -9 to resumed is at most this and a
             second).
         max_runs: Instances in memory at once.
@@ -97,7 +104,7 @@ class EddaApp:
         broker_url: str | None = None,
         hooks: object | None = None,
         default_retry_policy: RetryPolicy | None = None,
-        message_retention_days: int = 7,
+        message_retention_days: int = _MESSAGE_RETENTION_DAYS,
         pool_size: int = 5,
         max_overflow: int = 10,
         pool_timeout: int = 30,
@@ -115,6 +122,8 @@ class EddaApp:
         work: bool = True,
         run_gateways: bool = True,
         run_relays: bool = True,
+        retention: Retention | None = None,
+        run_retention: bool = True,
         lease_seconds: float = 30.0,
         max_runs: int = 1_000,
         max_threads: int = 32,
@@ -143,6 +152,7 @@ class EddaApp:
         self.hooks = hooks
         self.default_retry_policy = default_retry_policy
         self.message_retention_days = message_retention_days
+        self.retention = _retention(retention, message_retention_days)
         self.store: Storage = open_store(
             db_url,
             pool_size=pool_size,
@@ -171,8 +181,7 @@ class EddaApp:
             hooks=hooks,
         )
         self.work = work
-        self.run_gateways = run_gateways
-        self.run_relays = run_relays
+        self.run_gateways, self.run_relays, self.run_retention = run_gateways, run_relays, run_retention
         self._given = None if workflows is None else list(workflows)
         self._handlers: list[EventHandler] = []
         self.workflows: dict[str, Workflow[Any, Any]] = {}  # by name; of several versions the current one
@@ -255,6 +264,7 @@ class EddaApp:
         if self.work:
             stack.push_async_callback(worker.stop)
             await worker.start()
+            await self._start_retention(stack)
         stack.push_async_callback(inbox.close)
         self._worker, self._news = worker, news
         for gateway in self.running_gateways:
@@ -265,6 +275,14 @@ class EddaApp:
         running_apps.append(self)
         outlets.append(self)
         log.info("app_ready", extra={"app": self.service_name, "database": self.store.dialect})
+
+    async def _start_retention(self, stack: AsyncExitStack) -> None:
+        """Whoever works says what the app keeps, also where another process sees to it."""
+        sweeper = Sweeper(self.store, self._outbox_news)
+        await sweeper.declare(self.service_name, self.retention.keeps())
+        if self.run_retention:
+            stack.push_async_callback(sweeper.stop)
+            sweeper.start()
 
     async def shutdown(self) -> None:
         """Stop: take in and claim no more, let turns finish within ``shutdown_timeout``, give leases back."""
@@ -555,6 +573,18 @@ def _need_different(setting: str, name: str, values: list[str]) -> None:
         if values.count(value) > 1:
             msg = f"{setting}: two of them have {name}={value!r}. Give each one of its own, e.g. {name}='{value}-2'."
             raise ConfigurationError(msg)
+
+
+def _retention(retention: Retention | None, message_retention_days: int) -> Retention:
+    if retention is None:
+        return Retention.of_days(message_retention_days)
+    if message_retention_days != _MESSAGE_RETENTION_DAYS:
+        msg = (
+            f"message_retention_days={message_retention_days!r} and retention= both say how long events are kept. "
+            "Use retention=Retention(events=timedelta(days=...)) alone."
+        )
+        raise ConfigurationError(msg)
+    return retention
 
 
 def _owned(new: NewInstance, owner: str) -> NewInstance:

@@ -22,10 +22,12 @@ from edda.storage.rows import (
     AcceptBatch,
     AcceptResult,
     Beat,
+    Chunk,
     ClaimedInstance,
     EventRow,
     FlushResult,
     InstanceRow,
+    Keeps,
     LiveVersion,
     LoadedInstance,
     NewInstance,
@@ -35,6 +37,9 @@ from edda.storage.rows import (
     Routing,
     Shape,
     State,
+    Sweep,
+    SweepRow,
+    Swept,
     TakenRows,
     Trigger,
     Turn,
@@ -184,6 +189,8 @@ class Storage(Protocol):
         self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
     ) -> frozenset[str]:
         """Insert (hash, addressee or '', seq) rows, ignoring those that exist. Returns apps woken.
+
+        Keys of events that are gone by then are left out, under the locks of the others.
 
         With ``done``: mark the shape ready (routing version + 1, accept lock exclusive) and mark due every wait of the
         shape that has an unreceived event (instances as in accept step 5).
@@ -392,6 +399,48 @@ class Storage(Protocol):
 
     async def outbox_release(self, destination: str, owner: str) -> None:
         """Give the relay lease back."""
+        ...
+
+    # ---------------------------------------------------------------- retention
+
+    async def declare_retention(self, app: str, keeps: Keeps | None) -> None:
+        """What this app keeps from now on; None: there is no such app any more, and its word counts no longer."""
+        ...
+
+    async def retention(self) -> dict[str, Keeps]:
+        """What each app keeps."""
+        ...
+
+    async def begin_sweep(self, owner: str, lease_us: int, every_us: int) -> Sweep | None:
+        """The right to sweep for ``lease_us``; each chunk renews it. ``owner`` is new for each call, but for a repeat.
+
+        None: another has it, or the last that was ended began less than ``every_us`` ago. One whose right has run out
+        is ended.
+        """
+        ...
+
+    async def sweep(self, sweep: Sweep | None, chunk: Chunk, lease_us: int) -> Swept | None:
+        """Remove a chunk, under the sweep's right; None, and nothing removed: it has lost it.
+
+        Without ``sweep`` (with ``dry_run`` only) nobody is kept from sweeping. Never removed, whatever the age:
+
+        EVENTS that are addressed to a chain that lives, whose keys are the live key of an instance, or that an event
+        wait of an instance that is runnable, running or paused has not received (as ``load`` would find it; an instance
+        that waits has received all it could, but for hashes in ``edda_unmarked``, which are kept, too). While a wait
+        stands on a shape that is filling, none. The keys of an event go with it.
+        IDENTITIES whose event is there. They are as old as the first sweep that began with them.
+        INSTANCES that have not ended or whose chain, parent or child lives. Their histories go with them; in one
+        transaction all of an instance or none of it, and few if they have many records.
+        DEAD_ROWS free what is parked behind them.
+        """
+        ...
+
+    async def end_sweep(self, sweep: Sweep, forget_us: int) -> None:
+        """Give the right back. Sweeps older than ``forget_us`` are forgotten, but for the newest of these."""
+        ...
+
+    async def sweeps(self, limit: int = 20) -> list[SweepRow]:
+        """The last ones, the newest first."""
         ...
 
     # ---------------------------------------------------------------- queries (once, in SQLAlchemy Core)

@@ -509,3 +509,78 @@ class RelayOutcome:
     failed: tuple[tuple[int, int, str], ...] = ()
     dead: tuple[tuple[int, str], ...] = ()
     parked: tuple[int, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------- retention
+
+
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """How long an app keeps what, in microseconds; None: for ever. Instances are its own, the rest everybody's."""
+
+    events: int | None
+    identities: int | None
+    instances: int | None
+    dead_letters: int | None
+
+
+class Expiring(StrEnum):
+    """What a sweep removes; the values are columns of ``edda_sweeps``, but for the last two, which share one."""
+
+    EVENTS = "events"
+    IDENTITIES = "identities"
+    INSTANCES = "instances"
+    LETTERS = "letters"  # deliveries that were given up
+    DEAD_ROWS = "dead_rows"  # rows of the outbox that were given up
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The right to sweep: one at a time has it."""
+
+    id: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Remove what is older than ``before``, at most ``limit`` rows behind ``after``, in the order of their age.
+
+    ``apps``: of instances, each app's own ``before``. ``dry_run``: only say what would be removed.
+    """
+
+    what: Expiring
+    before: int
+    after: tuple[int, str] = (0, "")
+    limit: int = 1000
+    apps: tuple[tuple[str, int], ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What became of a chunk.
+
+    ``after``: where the next one begins; None: there is nothing more. ``postponed``: so much work waits to be done that
+    what it may still receive was not looked through; nothing was removed.
+    """
+
+    removed: int
+    kept: int
+    after: tuple[int, str] | None
+    postponed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """A sweep as it stands: begun, ended or died, and how many rows it removed."""
+
+    id: int
+    owner: str
+    began_at: int
+    expires_at: int
+    ended_at: int | None
+    events: int
+    identities: int
+    instances: int
+    dead_letters: int

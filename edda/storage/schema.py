@@ -121,6 +121,27 @@ sa.Index(
     sqlite_where=instances.c.owner.is_not(None),
 )
 sa.Index("edda_instances_created", instances.c.created_at, instances.c.id)
+# Retention's ways: from a run to those that it continues as, from a parent to its children, and to what is paused. The
+# few that there are: on PostgreSQL and SQLite no other start or turn pays for them. MySQL finds what is paused by the
+# index of what is runnable, which has all states there.
+sa.Index(
+    "edda_instances_chain",
+    instances.c.chain,
+    postgresql_where=instances.c.chain != instances.c.id,
+    sqlite_where=instances.c.chain != instances.c.id,
+)
+sa.Index(
+    "edda_instances_parent",
+    instances.c.parent,
+    postgresql_where=instances.c.parent.is_not(None),
+    sqlite_where=instances.c.parent.is_not(None),
+)
+sa.Index(
+    "edda_instances_paused",
+    instances.c.id,
+    postgresql_where=instances.c.state == "paused",
+    sqlite_where=instances.c.state == "paused",
+).ddl_if(dialect=("postgresql", "sqlite"))  # type: ignore[arg-type]  # it takes several
 
 history = sa.Table(
     "edda_history",
@@ -334,3 +355,34 @@ workers = sa.Table(
     **MYSQL,
 )
 sa.Index("edda_workers_expiry", workers.c.dead, workers.c.expires_at)
+
+#: What each app keeps, in microseconds; NULL is for ever. What all apps share is kept for the longest of these times.
+retention = sa.Table(
+    "edda_retention",
+    metadata,
+    sa.Column("app", Key(128), primary_key=True),
+    sa.Column("events", sa.BigInteger),
+    sa.Column("identities", sa.BigInteger),
+    sa.Column("instances", sa.BigInteger),
+    sa.Column("dead_letters", sa.BigInteger),
+    sa.Column("declared_at", sa.BigInteger, nullable=False),
+    **MYSQL,
+)
+
+#: One row per sweep: who sweeps and for how long nobody else may, what it removed, and how far accepts had come when it
+#: began, which is how the age of an identity is known (ADR-0016).
+sweeps = sa.Table(
+    "edda_sweeps",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("owner", Key(64), nullable=False),
+    sa.Column("began_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    sa.Column("events", sa.BigInteger, nullable=False),
+    sa.Column("identities", sa.BigInteger, nullable=False),
+    sa.Column("instances", sa.BigInteger, nullable=False),
+    sa.Column("dead_letters", sa.BigInteger, nullable=False),
+    **MYSQL,
+)

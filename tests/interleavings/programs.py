@@ -16,7 +16,7 @@ from edda.inbox.accept import Inbox
 from edda.storage.connect import open_store
 from edda.storage.contract import Storage
 from edda.storage.mysql import store as mysql
-from edda.storage.rows import Turn
+from edda.storage.rows import Chunk, Expiring, Turn
 from tests.interleavings import given
 
 T = TypeVar("T")
@@ -134,3 +134,13 @@ async def take_and_freeze_while_preparing(url: str, relay: str) -> None:
         await store.outbox_take("default", relay, 1_000_000, 100, 1 << 20)
     except StorageUnavailableError as error:
         print("refused", error, flush=True)
+
+
+async def sweep_instances(url: str, offset_us: str) -> None:
+    """Begins a sweep and removes finished instances, at a time that is so much later."""
+    store = await _open(url)
+    store.clock_offset_us = int(offset_us)
+    sweep = await store.begin_sweep("killed", 3_600_000_000, 0)
+    before = await store.now() - 7 * 86_400_000_000
+    print("sweeping", flush=True)
+    print("swept", await store.sweep(sweep, Chunk(Expiring.INSTANCES, 0, apps=((given.APP, before),)), 1))

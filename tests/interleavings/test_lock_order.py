@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from edda.storage.contract import Storage
 from edda.storage.mysql import accept as mysql
 from edda.storage.postgresql import accept as postgresql
-from edda.storage.rows import Applied, NewInstance, RelayOutcome, Release, Turn, Verdict
+from edda.storage.rows import Applied, Chunk, Expiring, NewInstance, RelayOutcome, Release, Turn, Verdict
 from edda.storage.schema import events, history, instances, unmarked, waits, workers
 from edda.storage.sqlite import accept as sqlite
 from tests.interleavings import given
@@ -31,6 +31,7 @@ class Meeting:
     store: Storage
     other: Storage
     round: int = 0
+    removed: int = 0  # by sweeps
 
     def events(self, who: str, names: list[str]) -> Any:
         """A batch of events whose identities both parties use, each of which wakes the instance of its name."""
@@ -155,6 +156,36 @@ async def finish_a_shape(m: Meeting) -> Any:
     return await m.other.backfill(shape.id, keys, done=True)
 
 
+async def accept_unwanted(m: Meeting) -> Any:
+    made = (given.event(f"{m.round}-{name}", f"nobody's {name}") for name in IDS)
+    return await m.store.accept(given.batch(f"one-{m.round}", *made))
+
+
+async def accept_unwanted_reversed(m: Meeting) -> Any:
+    made = (given.event(f"{m.round}-{name}", f"nobody's {name}") for name in IDS[::-1])
+    return await m.other.accept(given.batch(f"two-{m.round}", *made))
+
+
+async def end_children(m: Meeting) -> Any:
+    """Instances that end at once, for sweeps."""
+    names = [f"over-{m.round}-{name}" for name in IDS]
+    await m.store.flush([given.start(name) for name in names])
+    return await m.store.flush([given.step(name, 2, release=Release.END) for name in names])
+
+
+async def sweep(m: Meeting) -> Any:
+    """Everything that nothing live refers to, however young."""
+    right = await m.other.begin_sweep(f"sweep-{m.round}", given.LEASE_US, 0)
+    assert right is not None
+    before = await m.other.now() + given.LEASE_US
+    for what in Expiring:
+        chunk = Chunk(what, before, apps=((given.APP, before),))
+        swept = await m.other.sweep(right, chunk, given.LEASE_US)
+        assert swept is not None
+        m.removed += swept.removed
+    await m.other.end_sweep(right, 1_000 * given.LEASE_US)
+
+
 MEETINGS: dict[str, tuple[Party, ...]] = {
     "accepts of the same identities": (accept, accept_reversed),
     "accepts that wake the same instances": (accept, accept_others_reversed),
@@ -171,6 +202,10 @@ MEETINGS: dict[str, tuple[Party, ...]] = {
     "requeue, retire, heartbeat": (requeue, retire, heartbeat, claim),
     "children, the same children": (start_children, insert_the_children_reversed),
     "children, accept's starts": (start_children, accept_with_starts),
+    "accept, the same identities, sweep": (accept_unwanted, accept_unwanted_reversed, sweep),
+    "accept, ends, sweep": (accept_others_reversed, end_children, sweep),
+    "shape, ends, sweep": (finish_a_shape, end_children, sweep, mark_due),
+    "claims, ends, requeue, sweep": (claim, claim_too, end_children, requeue, sweep),
     "outbox, relay": (start_children, settle_the_outbox, turn_in_a_session),
 }
 
@@ -182,6 +217,7 @@ INSERT_SIDE_BY_SIDE = {"children, accept's starts"}
 @pytest.fixture
 async def meeting(store: Storage, other: Storage, raw: Raw) -> Meeting:
     """Instances of worker "a", half of which have timers that are over, all with waits; runnable ones for claims."""
+    await store.accept(given.batch("first", given.event("first")))
     await store.flush([given.start(name) for name in IDS])
     await store.flush([given.step(name, 2, waits=[given.wait(2, name)]) for name in IDS])
     await store.flush([given.step(name, 3, waits=[given.timer(3, 0)]) for name in IDS[::2]])
@@ -211,6 +247,7 @@ async def test_no_two_transactions_deadlock(
         await reset(meeting, raw)
     if name not in INSERT_SIDE_BY_SIDE:
         assert await deadlocks.count(meeting.store, meeting.other) == 0
+    assert meeting.removed > ROUNDS or "sweep" not in name
 
 
 async def test_accepts_that_leave_waits_and_all_who_mark_them_do_not_deadlock(

@@ -17,10 +17,12 @@ from tests.storage.given import HOUR
 #: Fields that hold a time. Scripts move the clock by whole hours, so that to the hour both stores have the same.
 _TIMES = {
     "accepted_at",
+    "began_at",
     "chain_started_at",
     "created_at",
     "deadline_us",
     "ended_at",
+    "expires_at",
     "foreign_expiry_us",
     "next_available_us",
     "next_deadline_us",

@@ -184,7 +184,11 @@ async def test_the_migrations_make_what_the_tables_say(database: Database) -> No
     await store.close()
 
     def differences(c: sa.Connection) -> list[Any]:
-        options = {"compare_type": True, "version_table": VERSION_TABLE}
+        def is_of(one: Any, _name: str, kind: str, *_: Any) -> bool:
+            # Alembic does not ask which databases an index is for.
+            return kind != "index" or one._ddl_if is None or c.dialect.name in one._ddl_if.dialect
+
+        options = {"compare_type": True, "version_table": VERSION_TABLE, "include_object": is_of}
         return list(compare_metadata(MigrationContext.configure(c, opts=options), metadata))
 
     assert await on(database, differences) == []

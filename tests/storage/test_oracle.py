@@ -21,7 +21,9 @@ from edda.storage.rows import (
     AcceptBatch,
     AcceptResult,
     Beat,
+    Chunk,
     ClaimedInstance,
+    Expiring,
     FlushResult,
     NewDeadLetter,
     NewEvent,
@@ -31,6 +33,8 @@ from edda.storage.rows import (
     RelayOutcome,
     Release,
     State,
+    Sweep,
+    Swept,
     Trigger,
     Turn,
 )
@@ -77,6 +81,7 @@ class Script:
             (1, self.cancel),
             (8, self.relay),
             (3, self.look),
+            (4, self.sweep),
             (6, self.time_passes),
         ]
 
@@ -393,6 +398,30 @@ class Script:
                 f"release by {owner}", lambda side: side.store.outbox_release("default", owner)
             )
 
+    async def sweep(self) -> None:
+        owner = self.random.choice(["s1", "s1", "s2"])
+        every = self.random.choice([0, HOUR // 2])
+        sweep = await self.pair.ask(
+            f"begin sweep of {owner}", lambda side: side.store.begin_sweep(owner, HOUR // 2, every)
+        )
+        sweep = sweep or Sweep(self.random.randint(1, 9), owner)
+        for what in self.some(list(Expiring), 5):
+            # Half hours, so that no age and no limit ever fall together.
+            ago = self.random.choice([0, 2, 6, 12]) * HOUR + HOUR // 2
+            dry = self.once_in(6)
+
+            async def remove(
+                side: Side, what: Expiring = what, ago: int = ago, dry: bool = dry
+            ) -> Swept | None:
+                before = await side.store.now() - ago
+                chunk = Chunk(what, before, apps=((APP, before),), dry_run=dry)
+                return await side.store.sweep(sweep, chunk, HOUR // 2)
+
+            await self.pair.ask(f"sweep {what} of {ago / HOUR} hours ago by {sweep}", remove)
+        if self.once_in(2):
+            await self.pair.ask(f"end {sweep}", lambda side: side.store.end_sweep(sweep, 7 * HOUR // 2))
+        await self.pair.ask("sweeps", lambda side: side.store.sweeps())
+
     async def look(self) -> None:
         states = self.some(list(State), 3)
         part = self.random.choice(["I", "child", "_", "%"])
@@ -457,15 +486,34 @@ class _SettlesForAnybody(MemoryStore):
         return await super().outbox_settle(destination, holder, outcome)
 
 
+class _SweepsForAnybody(MemoryStore):
+    async def sweep(self, sweep: Sweep | None, chunk: Chunk, lease_us: int) -> Swept | None:
+        del sweep
+        return await super().sweep(None, chunk, lease_us)
+
+
+class _SweepsWhatWaitsToBeReceived(MemoryStore):
+    async def sweep(self, sweep: Sweep | None, chunk: Chunk, lease_us: int) -> Swept | None:
+        waits, self._tables.waits = self._tables.waits, {}
+        try:
+            return await super().sweep(sweep, chunk, lease_us)
+        finally:
+            self._tables.waits = waits
+
+
 @pytest.mark.parametrize(
-    "faulty", [_WakesNobody, _KnowsNoFence, _FiresEarly, _ForgetsTheSuccessor, _SettlesForAnybody]
+    "faulty",
+    [
+        *(_WakesNobody, _KnowsNoFence, _FiresEarly, _ForgetsTheSuccessor, _SettlesForAnybody),
+        *(_SweepsForAnybody, _SweepsWhatWaitsToBeReceived),
+    ],
 )
 async def test_a_fault_is_seen(faulty: type[MemoryStore]) -> None:
     assert await _is_seen(faulty)
 
 
 async def _is_seen(faulty: type[MemoryStore]) -> bool:
-    for seed in range(8):
+    for seed in range(12):
         try:
             await play(seed, 80, faulty())
         except AssertionError:

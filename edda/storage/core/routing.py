@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edda.storage.core.traits import Traits
-from edda.storage.core.values import event_row
+from edda.storage.core.values import chunked, event_row
 from edda.storage.core.wakes import has_event, signal
 from edda.storage.rows import EventRow, Routing, Shape, Trigger
 from edda.storage.schema import accept, event_keys, events, shapes, triggers, waits
@@ -94,10 +94,15 @@ def backfill(
     """A chunk of older events' keys; with ``done`` the shape is ready and its waits are looked at."""
     if done:
         traits.lock_accept(c)
+    there = _locked_events(c, traits, {seq for _, _, seq in keys})
     traits.insert_ignoring(
         c,
         event_keys,
-        [{"hash": key, "addressee": addressee, "seq": seq} for key, addressee, seq in sorted(set(keys))],
+        [
+            {"hash": key, "addressee": addressee, "seq": seq}
+            for key, addressee, seq in sorted(set(keys))
+            if seq in there
+        ],
     )
     if not done:
         return frozenset()
@@ -110,6 +115,15 @@ def backfill(
         )
     )
     return frozenset(signal(c, traits, [(row.instance_id, row.seq) for row in rows], now))
+
+
+def _locked_events(c: sa.Connection, traits: Traits, seqs: set[int]) -> set[int]:
+    """Those that are still there, and stay until the commit: retention would never find a key of one that is gone."""
+    there: set[int] = set()
+    for part in chunked(sorted(seqs)):
+        select = sa.select(events.c.seq).where(events.c.seq.in_(part)).order_by(events.c.seq)
+        there |= set(c.execute(traits.lock_rows(select)).scalars())
+    return there
 
 
 # ---------------------------------------------------------------------------------------------- triggers

@@ -26,6 +26,7 @@ from edda.storage.core import (
     positions,
     queries,
     relay,
+    retention,
     sessions,
     wakes,
 )
@@ -33,8 +34,10 @@ from edda.storage.core import routing as routes
 from edda.storage.core.traits import Traits
 from edda.storage.migrations import check_schema, migrate_connection
 from edda.storage.rows import (
+    Chunk,
     EventRow,
     InstanceRow,
+    Keeps,
     LiveVersion,
     NewInstance,
     OutboxMessage,
@@ -43,6 +46,9 @@ from edda.storage.rows import (
     Routing,
     Shape,
     State,
+    Sweep,
+    SweepRow,
+    Swept,
     TakenRows,
     Trigger,
     Turn,
@@ -245,6 +251,31 @@ class CoreStore:
 
     async def outbox_release(self, destination: str, owner: str) -> None:
         await self._run(lambda c: relay.release(c, destination, owner))
+
+    # ---------------------------------------------------------------- retention
+
+    async def declare_retention(self, app: str, keeps: Keeps | None) -> None:
+        await self._run(lambda c: retention.declare(c, self.traits, app, keeps, self._now(c)))
+
+    async def retention(self) -> dict[str, Keeps]:
+        return await self._run(retention.declared, write=False)
+
+    async def begin_sweep(self, owner: str, lease_us: int, every_us: int) -> Sweep | None:
+        return await self._run(
+            lambda c: retention.begin(c, self.traits, owner, lease_us, every_us, self._now(c))
+        )
+
+    async def sweep(self, sweep: Sweep | None, chunk: Chunk, lease_us: int) -> Swept | None:
+        return await self._run(
+            lambda c: retention.chunk(c, self.traits, sweep, chunk, lease_us, self._now(c)),
+            write=sweep is not None,
+        )
+
+    async def end_sweep(self, sweep: Sweep, forget_us: int) -> None:
+        await self._run(lambda c: retention.end(c, sweep, forget_us, self._now(c)))
+
+    async def sweeps(self, limit: int = 20) -> list[SweepRow]:
+        return await self._run(lambda c: retention.last_sweeps(c, limit), write=False)
 
     # ---------------------------------------------------------------- queries
 

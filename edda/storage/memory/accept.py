@@ -8,7 +8,7 @@ from itertools import chain
 
 from edda.errors import StaleRoutingError
 from edda.storage import schema
-from edda.storage.memory.tables import Tables, check_keys, view
+from edda.storage.memory.tables import Letter, Tables, check_keys, view
 from edda.storage.rows import (
     DEAF,
     AcceptBatch,
@@ -48,7 +48,8 @@ def accept(t: Tables, batch: AcceptBatch) -> AcceptResult:
         results[place] = EventResult(verdict, seq, matched[seq], len(starts))
     if not repeated:  # (7)
         letters = enumerate(batch.poison, 1)
-        t.letters |= {(batch.batch_id, at): one for at, one in letters if one.position not in stale}
+        kept = [(at, one) for at, one in letters if one.position not in stale]
+        t.letters |= {(batch.batch_id, at): Letter(t.next_id(), t.now, one) for at, one in kept}
     return AcceptResult(tuple(results), frozenset(apps), tuple(sorted(more)), stale)
 
 

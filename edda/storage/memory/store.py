@@ -17,6 +17,7 @@ from edda.errors import ConfigurationError
 from edda.storage import schema
 from edda.storage.contract import HintListener
 from edda.storage.memory import accept, outbox
+from edda.storage.memory import retention as sweeping
 from edda.storage.memory import turns as turn_of
 from edda.storage.memory.tables import Instance, Tables, Wait, Worker, check_keys, check_text, view
 from edda.storage.rows import (
@@ -26,10 +27,13 @@ from edda.storage.rows import (
     AcceptBatch,
     AcceptResult,
     Beat,
+    Chunk,
     ClaimedInstance,
     EventRow,
+    Expiring,
     FlushResult,
     InstanceRow,
+    Keeps,
     LiveVersion,
     LoadedInstance,
     NewInstance,
@@ -40,6 +44,9 @@ from edda.storage.rows import (
     Routing,
     Shape,
     State,
+    Sweep,
+    SweepRow,
+    Swept,
     TakenRows,
     Trigger,
     Turn,
@@ -163,7 +170,7 @@ class MemoryStore:
         self, shape_id: int, keys: Sequence[tuple[bytes, str, int]], done: bool
     ) -> frozenset[str]:
         with self.transaction() as t:
-            for key, addressee, seq in keys:
+            for key, addressee, seq in (one for one in keys if one[2] in t.events):
                 t.keys[key] = t.keys.get(key, frozenset()) | {(addressee, seq)}
             if not done:
                 return frozenset()
@@ -371,6 +378,46 @@ class MemoryStore:
             if t.leases.get(destination, ("", 0))[0] == owner:
                 del t.leases[destination]
 
+    # ---------------------------------------------------------------- retention
+
+    async def declare_retention(self, app: str, keeps: Keeps | None) -> None:
+        with self.transaction(app) as t:
+            t.keeps.pop(app, None)
+            t.keeps |= {} if keeps is None else {app: keeps}
+
+    async def retention(self) -> dict[str, Keeps]:
+        with self.transaction() as t:
+            return dict(sorted(t.keeps.items()))
+
+    async def begin_sweep(self, owner: str, lease_us: int, every_us: int) -> Sweep | None:
+        with self.transaction(owner) as t:
+            return sweeping.begin(t, owner, lease_us, every_us)
+
+    async def sweep(self, sweep: Sweep | None, chunk: Chunk, lease_us: int) -> Swept | None:
+        with self.transaction() as t:
+            return sweeping.sweep(t, sweep, chunk, lease_us)
+
+    async def end_sweep(self, sweep: Sweep, forget_us: int) -> None:
+        with self.transaction() as t:
+            sweeping.end(t, sweep, forget_us)
+
+    async def sweeps(self, limit: int = 20) -> list[SweepRow]:
+        with self.transaction() as t:
+            return [
+                view(
+                    SweepRow,
+                    row,
+                    id=one,
+                    dead_letters=row.removed.get(Expiring.LETTERS, 0)
+                    + row.removed.get(Expiring.DEAD_ROWS, 0),
+                    **{
+                        what: row.removed.get(Expiring(what), 0)
+                        for what in ("events", "identities", "instances")
+                    },
+                )
+                for one, row in sorted(t.sweeps.items(), reverse=True)[:limit]
+            ]
+
     # ---------------------------------------------------------------- queries
 
     async def get_instance(self, instance_id: str) -> InstanceRow | None:
@@ -464,6 +511,8 @@ class MemoryStore:
                 "channels": len(t.channels),
                 "source_positions": len(t.positions),
                 "workers": len(t.workers),
+                "retention": len(t.keeps),
+                "sweeps": len(t.sweeps),
             }
             states = [f"instances.{row.state}" for row in t.instances.values()]
             states += [f"outbox.{row.state}" for row in t.outbox.values()]

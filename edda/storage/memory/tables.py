@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from edda.storage import schema
 from edda.storage.rows import (
     ENDED,
     EventRow,
+    Expiring,
+    Keeps,
     NewDeadLetter,
     NewInstance,
     NewWait,
@@ -82,6 +84,27 @@ class Worker:
     dead: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A delivery that was given up."""
+
+    id: int
+    created_at: int
+    new: NewDeadLetter
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOf:
+    """A sweep, and how many rows it removed of what."""
+
+    owner: str
+    began_at: int
+    expires_at: int
+    last_seq: int
+    ended_at: int | None = None
+    removed: Mapping[Expiring, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Tables:
     """All of it, and the one time of the transaction that works on it."""
@@ -104,7 +127,9 @@ class Tables:
     channels: dict[str, str] = field(default_factory=dict)
     outbox: dict[int, Outgoing] = field(default_factory=dict)
     leases: dict[str, tuple[str, int]] = field(default_factory=dict)  # destination -> owner, expiry
-    letters: dict[tuple[bytes, int], NewDeadLetter] = field(default_factory=dict)  # batch, number in it
+    letters: dict[tuple[bytes, int], Letter] = field(default_factory=dict)  # batch, number in it
+    keeps: dict[str, Keeps] = field(default_factory=dict)  # app -> what it keeps
+    sweeps: dict[int, SweepOf] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
 
     def copy(self) -> Tables:

@@ -11,7 +11,7 @@ from edda.storage.mysql.connection import Link, Result
 from edda.storage.mysql.statements import Rendered, Statement, Value, literal
 from edda.storage.mysql.store import MySQLStore
 from edda.storage.rows import NewDeadLetter, RelayOutcome, Release, State, Unread
-from tests.storage import given
+from tests.storage import given, sweeping
 from tests.storage.mysql import on
 
 ROWS = 20_000
@@ -27,6 +27,8 @@ _SMALL = {
     "edda_workers",
     "edda_relay_leases",
     "edda_source_positions",
+    "edda_retention",
+    "edda_sweeps",
 }
 
 _NUMBERS = (
@@ -222,6 +224,31 @@ async def test_no_statement_reads_a_whole_table(full: MySQLStore, seen: list[str
     assert len(explained) > 40, "the statements were not seen"
     found = {statement[:300]: bad for statement, steps in explained.items() if (bad := faults(steps))}
     assert not found, "\n".join(f"{statement}: {bad}" for statement, bad in found.items())
+
+
+_GROWN_OLD = f"""
+UPDATE edda_instances SET ended_at = 1, parent = CONCAT('gone-', created_at) WHERE state = 'completed';
+UPDATE edda_instances SET state = 'waiting' WHERE state = 'runnable' AND created_at % 400 <> 0;
+UPDATE edda_events SET addressee = CONCAT('i-', seq) WHERE seq % 7 = 0;
+INSERT INTO edda_sweeps VALUES (1, 'w', 1, 1, 1, {ROWS}, 0, 0, 0, 0);
+ANALYZE TABLE edda_instances, edda_events
+"""
+
+
+async def test_no_statement_of_a_sweep_reads_a_whole_table(
+    full: MySQLStore, seen: list[str], link: Link
+) -> None:
+    await link.query(_GROWN_OLD)
+    seen.clear()
+    found = await sweeping.everything(full, ROWS // 2)
+    assert all(chunks[0].removed for chunks in found.values()), found
+    explained = {}
+    for statement in dict.fromkeys(seen):
+        if statement.split(None, 1)[0].upper() in {"SELECT", "UPDATE", "DELETE"} and "edda_" in statement:
+            explained[statement] = await plan(link, statement)
+    assert len(explained) > 30, "the statements were not seen"
+    wrong = {statement[:300]: bad for statement, steps in explained.items() if (bad := faults(steps))}
+    assert not wrong, "\n".join(f"{statement}: {bad}" for statement, bad in wrong.items())
 
 
 async def test_no_packet_reads_more_rows_than_it_is_about(

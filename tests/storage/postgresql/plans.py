@@ -18,7 +18,7 @@ ROWS = 100_000
 #: Tables with few rows by their nature: reading all of them is no fault.
 SMALL = {
     *("edda_accept", "edda_shapes", "edda_triggers", "edda_workers"),
-    *("edda_relay_leases", "edda_source_positions"),
+    *("edda_relay_leases", "edda_source_positions", "edda_retention", "edda_sweeps"),
 }
 
 _INSTANCES = """

@@ -1,14 +1,19 @@
 """Plans on full tables: a hot transaction costs what it does, and not what the tables hold."""
 
+import json
+import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from edda.storage.postgresql import accept, claim, flush, heart, signal
 from edda.storage.postgresql.connection import Link, hot_settings
 from edda.storage.postgresql.rows import INSERT_INSTANCES, all_instance_columns
+from edda.storage.postgresql.store import PostgreSQLStore
 from edda.storage.rows import NewDeadLetter, PositionAdvance
-from tests.storage import given
+from tests.storage import given, sweeping
 from tests.storage.given import APP, HOUR, WORKER
 from tests.storage.postgresql.plans import ROWS, Watch, connected, fill, nodes, watched
 from tests.support.databases import Database
@@ -221,3 +226,66 @@ async def test_plans_inside_functions_are_watched(server: Database) -> None:
         await _start(link, "run")
         tables = {node.get("Relation Name") for plan in watch.plans for node in nodes(plan["Plan"])}
     assert {"edda_instances", "edda_history"} <= tables
+
+
+# ---------------------------------------------------------------------------------------------- sweeps
+
+_GROWN_OLD = f"""
+UPDATE edda_instances SET state = 'completed', ended_at = 1, owner = NULL, parent = 'gone-' || created_at
+WHERE created_at % 10 = 5;
+UPDATE edda_instances SET chain = 'filled-' || created_at - 1 WHERE created_at % 100 = 6;
+UPDATE edda_instances SET state = 'waiting' WHERE state = 'runnable' AND created_at % 1000 <> 0;
+UPDATE edda_instances SET state = 'waiting', owner = NULL WHERE state = 'running' AND created_at % 1000 <> 1;
+UPDATE edda_instances SET state = 'paused' WHERE created_at % 5000 = 2;
+UPDATE edda_events SET addressee = 'filled-' || seq WHERE seq % 7 = 0;
+INSERT INTO edda_sweeps VALUES (1, 'w', 1, 1, 1, {ROWS}, 0, 0, 0, 0);
+VACUUM ANALYZE
+"""
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_no_statement_of_a_sweep_reads_more_of_full_tables_than_it_needs(
+    store: PostgreSQLStore, server: Database, plans: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, tuple[Any, ...]] = {}
+    make = store._make_engine
+
+    def watched_engine(*args: Any, **options: Any) -> Any:
+        engine = make(*args, **options)
+        sa.event.listen(
+            engine.sync_engine,
+            "before_cursor_execute",
+            lambda _c, _cursor, sql, values, *_: seen.setdefault(sql, tuple(values)),
+        )
+        return engine
+
+    monkeypatch.setattr(store, "_make_engine", watched_engine)
+    await store.close()  # its next connections are watched
+    async with connected(server.url) as connection:
+        await fill(connection)
+        for statement in _GROWN_OLD.split(";"):
+            await connection.execute(statement)
+        found = await sweeping.everything(store, ROWS // 2)
+        assert all(chunks[0].removed for chunks in found.values()), found
+        explained = [
+            sql for sql in seen if sql.split()[0] in {"SELECT", "UPDATE", "DELETE"} and "edda_" in sql
+        ]
+        assert len(explained) > 30, "the statements were not seen"
+        watch = Watch()
+        await connection.execute(f"SET plan_cache_mode = {plans}")
+        for number, sql in enumerate(explained):
+            await connection.execute(f"PREPARE s{number} AS {sql}")
+            values = ", ".join(map(_literal, seen[sql]))
+            execute = f"EXECUTE s{number}({values})" if values else f"EXECUTE s{number}"
+            plan = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {execute}")
+            watch.plans += [{**one, "Query Text": sql[:300]} for one in json.loads(plan)]
+    # What is runnable, running or paused is looked at as a whole, by an index of just that.
+    of_state = re.compile(r"[A-Za-z ]* of all of edda_instances_(runnable|owner|paused) ")
+    faults = [fault for fault in watch.faults() if not of_state.match(fault)]
+    assert not faults, "\n".join(faults)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
+    return "NULL" if value is None else f"'{value}'"

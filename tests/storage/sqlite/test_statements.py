@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from edda.storage.rows import Applied, NewDeadLetter, PositionAdvance, Release, State
+from edda.storage.rows import Applied, Expiring, NewDeadLetter, PositionAdvance, Release, State
 from edda.storage.sqlite.statements import among, pairs, write
 from edda.storage.sqlite.store import SQLiteStore
-from tests.storage import given
+from tests.storage import given, sweeping
 from tests.storage.given import APP, HOUR, WORKER
 
 
@@ -105,7 +105,7 @@ async def test_a_new_workflow_is_started_stepped_and_ended_without_more_texts_to
 # ---------------------------------------------------------------------------------------------- plans
 
 #: Small by their nature.
-_SMALL = {"edda_accept", "edda_shapes", "edda_workers", "edda_source_positions"}
+_SMALL = {"edda_accept", "edda_shapes", "edda_workers", "edda_source_positions", "edda_sweeps"}
 
 
 #: All of a table, or all that has one of a few states.
@@ -136,6 +136,29 @@ async def test_no_hot_statement_walks_through_a_table(
     ):
         assert any(f"edda_{table}" in text for text in hot), table
     assert {text: found for text in hot if (found := walks(raw, text))} == {}
+
+
+async def test_no_statement_of_a_sweep_walks_through_a_table(
+    sqlite_store: SQLiteStore, raw: sqlite3.Connection, sent: list[str]
+) -> None:
+    await everything(sqlite_store)
+    await given.accepted(sqlite_store, given.event("unwanted", "nobody's", addressee="nobody"))
+    await sweeping.everything(sqlite_store, 0)  # that its events are known to be old
+    sent.clear()
+    found = await sweeping.everything(sqlite_store, await sqlite_store.now() + HOUR)
+    assert all(chunks[0].removed for what, chunks in found.items() if what is not Expiring.DEAD_ROWS), found
+    texts = [text for text in dict.fromkeys(sent) if text.split(" ")[0] in {"SELECT", "UPDATE", "DELETE"}]
+    # All that is in one of a few states is looked at, by an index of just these.
+    by_state = [text for text in texts if "state = '" in text]
+    for text in by_state:
+        steps = [row[-1] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}") if "edda_" in row[-1]]
+        assert all(
+            re.search(r"INDEX edda_(instances_(runnable|owner|paused)|outbox_state)\b", one) for one in steps
+        )
+    assert len(by_state) == 2
+    texts = [text for text in texts if text not in by_state]
+    assert len(texts) > 25
+    assert {text: walked for text in texts if (walked := walks(raw, text))} == {}
 
 
 async def everything(store: SQLiteStore) -> None:

@@ -224,6 +224,32 @@ def upgrade() -> None:
         **MYSQL,
         if_not_exists=True,
     )
+    op.create_table(
+        "edda_retention",
+        sa.Column("app", Key(128), primary_key=True),
+        sa.Column("events", sa.BigInteger),
+        sa.Column("identities", sa.BigInteger),
+        sa.Column("instances", sa.BigInteger),
+        sa.Column("dead_letters", sa.BigInteger),
+        sa.Column("declared_at", sa.BigInteger, nullable=False),
+        **MYSQL,
+        if_not_exists=True,
+    )
+    op.create_table(
+        "edda_sweeps",
+        sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("owner", Key(64), nullable=False),
+        sa.Column("began_at", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", sa.BigInteger, nullable=False),
+        sa.Column("ended_at", sa.BigInteger),
+        sa.Column("last_seq", sa.BigInteger, nullable=False),
+        sa.Column("events", sa.BigInteger, nullable=False),
+        sa.Column("identities", sa.BigInteger, nullable=False),
+        sa.Column("instances", sa.BigInteger, nullable=False),
+        sa.Column("dead_letters", sa.BigInteger, nullable=False),
+        **MYSQL,
+        if_not_exists=True,
+    )
 
     _index(
         "edda_instances_runnable",
@@ -233,6 +259,10 @@ def upgrade() -> None:
     )
     _index("edda_instances_owner", "edda_instances", ["owner"], "owner IS NOT NULL")
     _index("edda_instances_created", "edda_instances", ["created_at", "id"])
+    _index("edda_instances_chain", "edda_instances", ["chain"], "chain <> id")
+    _index("edda_instances_parent", "edda_instances", ["parent"], "parent IS NOT NULL")
+    if op.get_context().dialect.name not in {"mysql", "mariadb"}:
+        _index("edda_instances_paused", "edda_instances", ["id"], "state = 'paused'")
     _index("edda_waits_hash", "edda_waits", ["hash", "chain"], postgresql_where="NOT due")
     _index(
         "edda_waits_deadline",
