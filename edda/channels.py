@@ -13,7 +13,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from pydantic_core import from_json, to_json
@@ -26,7 +26,7 @@ from edda.errors import EddaError, PayloadError, TransactionError
 from edda.history.arguments import args_hash
 from edda.inbox.binding import ADDRESSEE
 from edda.inbox.shapes import shape_hash, validate_pattern
-from edda.outbox.message import data_bytes, message_of
+from edda.outbox.message import message, message_of
 from edda.received import received
 from edda.retry import RetryPolicy
 from outbox_relays.inbox import INBOX
@@ -280,7 +280,6 @@ def _event_of(
     metadata: Mapping[str, Any],
     target: str | None,
 ) -> CloudEvent:
-    body, content_type = data_bytes(data, None, what=f"message on channel {channel!r}")
     try:
         described = to_json(dict(metadata)).decode()
     except ValueError as error:
@@ -289,15 +288,9 @@ def _event_of(
     extensions = {_METADATA: described} if metadata else {}
     if target is not None:
         extensions[ADDRESSEE] = target
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return CloudEvent(
-        id=message_id,
-        source=source,
-        type=event_type,
-        data=body,
-        datacontenttype=content_type,
-        time=now,
-        extensions=extensions,
+    built = message(event_type, source, data, id=message_id, extensions=extensions)
+    return CloudEvent.from_parts(
+        built.type, built.source, built.event_id, built.attributes, built.data, built.content_type
     )
 
 
