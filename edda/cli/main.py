@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from rich.console import Console
 from rich.table import Table
 
-from edda.cli import outbox, retention, run
+from edda.cli import outbox, positions, retention, run
 from edda.cli.lint import command as lint
 from edda.cli.output import AsJson, Database, opened, print_json, print_table
 from edda.errors import EddaError, MissingExtraError
@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Edda: durable workflows and an event gateway."
 )
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(positions.app, name="positions")
 app.add_typer(retention.app, name="retention")
 app.add_typer(run.app)
 app.add_typer(lint.app)

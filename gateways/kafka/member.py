@@ -314,10 +314,11 @@ class Member:
         self.stored.pop(place, None)
         self._consumer.pause(place)
         topic, partition = place
-        at = f"{self._source.cluster!r}, {self._source.group!r}, {topic!r}, {partition}"
+        cluster = "" if self._source.cluster == "kafka" else f" --cluster {self._source.cluster}"
+        at = f"{self._source.group} {topic} {partition} OFFSET{cluster}"
         reason = (
             f"{topic}/{partition} is stopped: its next record, {offset}, {why}. Find out what is lost, then say "
-            f"where it goes on: await app.store.seek_source({at}, <offset>)"
+            f"where it goes on: edda positions seek {at}"
         )
         self.stopped[place] = (offset, reason)
         begins = await self._consumer.beginning_offsets([place])

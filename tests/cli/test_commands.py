@@ -234,3 +234,23 @@ async def test_a_relay_alone_hears_of_rows_and_sends_them(database: Database, st
             await eventually(lambda: is_empty(store), 20)
     assert sink.ids == ["before", "after"]
     assert sink.got[0].headers["authorization"] == "Bearer s3cret"
+
+
+async def test_positions_are_shown_and_moved(database: Database, store: Storage, edda: Run) -> None:
+    await store.seek_source("kafka", "orders", "payments", 3, 17)
+    env = {"EDDA_DB_URL": database.url}
+    shown = await edda("positions", "show", "orders", "--json", **env)
+    assert json.loads(shown.out) == [{"topic": "payments", "partition": 3, "next_offset": 17}]
+    assert "payments" in (await edda("positions", "show", "orders", **env)).out
+    assert "has read nothing" in (await edda("positions", "show", "nobody", **env)).out
+
+    moved = await edda("positions", "seek", "orders", "payments", "3", "5", **env)
+    assert moved.out.strip() == "payments/3 of group 'orders' goes on at 5; it was at 17."
+    assert await store.source_positions("kafka", "orders") == {("payments", 3): 5}
+
+    refused = await edda("positions", "seek", "orders", "paymets", "3", "5", **env)
+    assert refused.code != 0
+    assert "it has read payments/3. Nothing was changed" in " ".join(refused.err.split())
+    assert await store.source_positions("kafka", "orders") == {("payments", 3): 5}
+    begun = await edda("positions", "seek", "orders", "refunds", "0", "9", "--new", "--json", **env)
+    assert json.loads(begun.out) == {"topic": "refunds", "partition": 0, "was": None, "next_offset": 9}

@@ -127,7 +127,7 @@ async def test_offset_that_is_gone_stops_its_partition_until_an_operator_says_wh
     await accepted(store, 11)  # the other partition goes on
     health = gateway.health()
     assert not health.healthy
-    assert f"seek_source('kafka', '{group}', '{topic}', 0, <offset>)" in health.detail
+    assert f"edda positions seek {group} {topic} 0 OFFSET" in health.detail
     assert "Kafka has 9 up to 11" in health.detail
     await store.seek_source("kafka", group, topic, 0, 9)
     assert (await accepted(store, 13))[-2:] == ["lost-4", "kept"]
