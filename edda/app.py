@@ -96,6 +96,9 @@ class EddaApp:
     The arguments that only made sense for polling in ``edda-framework 0.16`` are accepted and not needed.
     """
 
+    #: Why its start waits for the database; None: it does not.
+    waiting_for: str | None = None
+
     def __init__(
         self,
         service_name: str,
@@ -192,11 +195,11 @@ class EddaApp:
         self._parts = AsyncExitStack()
         self.gateways = tuple(gateways)
         self.relays: list[Relay] = []
+        self._forwarding: Relay | None = None  # of channel messages into the inbox; nobody's relay
         self._initialized = False
         self.was_initialized = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Lock | None = None
-        self.waiting_for: str | None = None
         self._asgi = asgi.compose(self, tokens=gateway_tokens)
 
     # ------------------------------------------------------------------ life
@@ -251,15 +254,10 @@ class EddaApp:
         stack.push_async_callback(news.stop)
         if self.work or (self._publishers and self.run_relays):
             news.start(beats=self.work)
-        publishers: list[Publisher] = list(self._publishers) if self.run_relays else []
+        for publisher in self._publishers if self.run_relays else ():
+            self.relays.append(await self._start_relay(publisher, stack, news))
         if self.work:
-            publishers.append(InboxPublisher(inbox))
-        for publisher in publishers:
-            lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
-            relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
-            stack.push_async_callback(relay.stop)
-            await relay.start()
-            self.relays.append(relay)
+            self._forwarding = await self._start_relay(InboxPublisher(inbox), stack, news)
         stack.callback(self.relays.clear)
         if self.work:
             stack.push_async_callback(worker.stop)
@@ -283,6 +281,13 @@ class EddaApp:
         if self.run_retention:
             stack.push_async_callback(sweeper.stop)
             sweeper.start()
+
+    async def _start_relay(self, publisher: Publisher, stack: AsyncExitStack, news: News) -> Relay:
+        lease = max(self._options.lease_seconds, 2 * publisher.publish_timeout)
+        relay = Relay(self.store, publisher, lease_seconds=lease, on_work=news.active)
+        stack.push_async_callback(relay.stop)
+        await relay.start()
+        return relay
 
     async def shutdown(self) -> None:
         """Stop: take in and claim no more, let turns finish within ``shutdown_timeout``, give leases back."""
@@ -405,7 +410,7 @@ class EddaApp:
             raise released.error  # type: ignore[misc]
         if released.state is State.WAITING and released.user_visible:
             return released.instance_id
-        if released.state in {None, State.RUNNABLE, State.WAITING}:
+        if released.state in {None, State.RUNNABLE, State.WAITING, State.RECURRED}:
             # Lost to another worker, given back, or parked on a retry: the outcome is still to come.
             return await self._follow(released.instance_id)
         if released.error is not None:
@@ -545,14 +550,17 @@ class EddaApp:
     def _outbox_news(self, destinations: frozenset[str] | None = None) -> None:
         """A commit of this process left rows in the outbox for these destinations (None: nobody knows which)."""
         self._kick_relays(destinations)
-        here = {relay.destination for relay in self.relays}
+        here = {relay.destination for relay in self._all_relays()}
         if self._news is not None and (destinations is None or not destinations <= here):
             self._news.outbox()
 
     def _kick_relays(self, destinations: frozenset[str] | None = None) -> None:
-        for relay in self.relays:
+        for relay in self._all_relays():
             if destinations is None or relay.destination in destinations:
                 relay.kick()
+
+    def _all_relays(self) -> list[Relay]:
+        return self.relays if self._forwarding is None else [*self.relays, self._forwarding]
 
     def destinations(self, event_type: str) -> list[str]:
         """Where events of this type go from the outbox: to every relay that takes it."""

@@ -28,7 +28,8 @@ from edda.inbox.binding import ADDRESSEE
 from edda.inbox.shapes import shape_hash, validate_pattern
 from edda.outbox.message import message, message_of
 from edda.received import received
-from edda.retry import RetryPolicy
+from edda.retry import RetryPolicy, TerminalError
+from edda.storage.rows import EventResult, Verdict
 from outbox_relays.inbox import INBOX
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ async def _send(
     if not isinstance(sender, WorkflowContext):
         event = _event_of(str(uuid7()), "/edda", event_type, channel, data, metadata or {}, target)
         [result] = await sender.deliver_events([event])
+        _need_stored(result, channel)
         return event.id, result.waits > 0
     run, attempt = run_of(sender), attempt_of(sender)
     source = f"/edda/instances/{run.id}"
@@ -228,6 +230,7 @@ async def _send(
         message_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}/{attempt.command.seq}"))
         event = _event_of(message_id, source, event_type, channel, data, given, target)
         [result] = await attempt.run.host.deliver([event])
+        _need_stored(result, channel)
         return [message_id, result.waits > 0]
 
     event_of_nothing = _event_of(
@@ -236,6 +239,18 @@ async def _send(
     del event_of_nothing
     message_id, woken = await _step(run, f"publish:{channel}", send, (channel, data, metadata, target))
     return str(message_id), bool(woken)
+
+
+class MessageRefusedError(TerminalError):
+    """The message cannot be stored; nothing was sent."""
+
+    code = "EDDA323"
+
+
+def _need_stored(result: EventResult, channel: str) -> None:
+    if result.verdict is Verdict.REFUSED:
+        msg = f"a message on channel {channel!r} was refused: {result.reason}. Nothing was sent."
+        raise MessageRefusedError(msg)
 
 
 # ---------------------------------------------------------------------------------------------- how

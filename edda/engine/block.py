@@ -53,11 +53,6 @@ class Block:
         return self._session
 
     @property
-    def ending(self) -> bool:
-        """Whether its commit (or its end) is under way."""
-        return self._ending is not None
-
-    @property
     def in_transaction(self) -> bool:
         """Whether anything was done through the session."""
         return self._session is not None and self._session.in_transaction()

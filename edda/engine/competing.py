@@ -37,7 +37,7 @@ async def take_message(run: Run, command: Command, wait: EventWait, row: WaitRow
 async def _try(run: Run, command: Command, wait: EventWait, row: WaitRow) -> Exception | None:
     session = ActivitySession(run.host.store.engine(), expire_on_commit=False)
     try:
-        event = await run.host.store.take_message_in_session(await session.connection(), wait.pattern)
+        taken = await run.host.store.take_message_in_session(await session.connection(), wait.pattern)
     except asyncio.CancelledError:
         await session.close()
         raise
@@ -47,12 +47,12 @@ async def _try(run: Run, command: Command, wait: EventWait, row: WaitRow) -> Exc
             run.host.loop.call_soon(run.doom, error)
             return None
         return error
-    if event is None:
+    if isinstance(taken, int):
         await session.close()
-        run.took_nothing(command, row)
+        run.took_nothing(command, row, taken)
         return None
-    payload, decoded = encode_event(event)
-    record = run.next_record(command, kinds.EVENT, payload, None, event.accepted_at)
+    payload, decoded = encode_event(taken)
+    record = run.next_record(command, kinds.EVENT, payload, None, taken.accepted_at)
     turn = Turn(run.id, run.host.owner, run.fence, run.signals, records=[record])
     run.hold()
     # Not cut off by whoever gives up on the message: its place in the observed order is taken.
@@ -75,4 +75,7 @@ async def _commit(
         run.observed_elsewhere(record, command, message)
         return None
     run.skip(record)
+    if not run.host.store.is_transient(error):
+        run.host.loop.call_soon(run.doom, error)
+        return None
     return error

@@ -133,11 +133,11 @@ class Run:
         self._successor: NewInstance | None = None
         self._block: Block | None = None  # that the code is in
         self._open: Block | None = None  # that is not committed yet: nothing else is written
-        self._restarting = False
-        self._advancing = False
+        self._restarting = self._advancing = False
         self._stopping = False  # its code is being dropped, and asks for nothing any more
         self._cancel: Outcome | None = None  # somebody wants it cancelled
         self._compensations: list[Compensation] = []
+        self._outcome: Outcome | None = None  # of its code, which has ended
         self._undoing: Outcome | None = None  # how it will end, once everything is undone
 
     @classmethod
@@ -475,6 +475,8 @@ class Run:
 
         A timer (``asyncio.timeout``) is waited for only where the history cannot go on without it: then it has struck.
         """
+        if self._past and self._past[0].kind == kinds.COMPENSATING and self._past[0].seq <= self._seq + 1:
+            return False  # it was stopped here, whatever it awaited
         if self._runloop.foreign > self._runloop.timers:
             return True
         return bool(self._runloop.timers and self._past and self._past[0].seq not in self._commands)
@@ -584,7 +586,7 @@ class Run:
     def _apply_event(self, command: Command, wait: EventWait, row: WaitRow) -> None:
         event = row.event
         if event is not None and (row.deadline_us is None or event.accepted_at <= row.deadline_us):
-            if wait.competing:
+            if wait.competing and event.addressee is None:
                 self._take(command, wait, row)
                 return
             if event.seq <= self._carried.cursors.get(wait.hash, 0):
@@ -615,12 +617,13 @@ class Run:
             taking = take_message(self, command, wait, row)
             self._active[command.seq] = self.host.loop.create_task(taking)
 
-    def took_nothing(self, command: Command, row: WaitRow) -> None:
-        """Whatever woke the wait was taken by others: wait for what comes behind it."""
+    def took_nothing(self, command: Command, row: WaitRow, position: int) -> None:
+        """Whatever woke the wait was taken by others: wait for what comes behind all that is taken."""
         self._active.pop(command.seq, None)
         if not self.closed and command.seq in self._commands and row.event is not None:
-            self.write(Part(wait=self._new_wait(command, replace(row, cursor=row.event.seq))))
-            self._advance()
+            cursor = max(row.event.seq, position)
+            self.write(Part(wait=self._new_wait(command, replace(row, cursor=cursor))))
+            self.host.loop.call_soon(self._advance)
 
     # ------------------------------------------------------------------ at rest: what now?
 
@@ -631,10 +634,12 @@ class Run:
             self.host.journal.submit(self)
             return
         if self._restarting:
+            self.host.journal.submit(self)
             return
         self._forget_cancelled()
         if self._is_to_be_stopped():
             self._stop_bodies()
+            self._begin_fresh()
             if self._is_quiet() and not self._preparing and not self._active:
                 self._stop()
             if self._draft or self._forced is not None:
@@ -665,10 +670,14 @@ class Run:
             return False
         if self._cancel is not None:
             return True
-        if not (self._root.done() and _has_failed(self._root)):
-            return False
         # An activity that something undoes is let finish first.
-        return bool(self._compensations) or any(map(self._is_protected, self._active))
+        if not self._compensations and not any(map(self._is_protected, self._active)):
+            return False
+        if not self._root.done():
+            return False
+        if self._outcome is None:
+            self._outcome = outcome_of_task(self._root, self.definition.name)
+        return self._outcome.state is State.FAILED
 
     def _is_protected(self, seq: int) -> bool:
         command = self._commands.get(seq)
@@ -687,20 +696,14 @@ class Run:
 
     def _stop_bodies(self) -> None:
         """Activities are cancelled; but one that something undoes is let finish, so that it is known what to undo."""
-        self._fresh.clear()
+        # A block goes on to its end: the code has seen results that only its commit, or its rollback, writes down.
+        self._fresh = [command for command in self._fresh if command.block is not None]
+        self._held = [command for command in self._held if command.block is not None]
         self._unregistered.clear()
-        self._held.clear()
-        block = self._block
-        if block is not None:
-            for command in list(self._commands.values()):
-                if command.block is block:
-                    self._give_up(command.seq)
-            block.drop([])
-            self.leave_block(block)
-            self.close_block(block)
         for seq in list(self._active):
-            if self._is_protected(seq):
-                self._commands[seq].given_up = True  # it is not tried again
+            command = self._commands.get(seq)
+            if command is not None and (command.block is not None or self._is_protected(seq)):
+                command.given_up = True  # it is not tried again
             else:
                 self._give_up(seq)
 
@@ -765,7 +768,7 @@ class Run:
         if held:
             self._held.append(command)
             return
-        if self.host.stopping or self._is_to_be_stopped():
+        if self.host.stopping or (command.block is None and self._is_to_be_stopped()):
             return
         self._active[command.seq] = self.host.loop.create_task(run_activity(self, command))
 
@@ -832,7 +835,7 @@ class Run:
 
     def _release(self) -> Release:
         """How the turn that is written now may end the ownership."""
-        if self._loading or self._in_flight is not None:
+        if self._in_flight is not None or (self._loading and not self._restarting):
             return Release.KEEP
         if self._restarting:
             return Release.YIELD
@@ -1037,7 +1040,7 @@ class Run:
     @property
     def cancelling(self) -> bool:
         """Whether somebody wants it cancelled, and that is known here."""
-        return self._cancel is not None
+        return self._cancel is not None and self._undoing is None
 
     @property
     def subscriptions(self) -> dict[str, tuple[str, int]]:
@@ -1127,7 +1130,3 @@ class Run:
             root.exception()  # read: it is told in the outcome, not by the garbage collector
         self._commands.clear()
         self.host.released(self, how)
-
-
-def _has_failed(root: asyncio.Task[Any]) -> bool:
-    return root.cancelled() or isinstance(root.exception(), Exception)

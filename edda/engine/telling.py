@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("edda.engine")
 
 
+#: Seconds that an activity's start waits for the hooks.
+_PATIENCE = 5.0
+
+
 class Telling:
     """The calls of one instance, or of the app itself."""
 
@@ -42,9 +46,11 @@ class Telling:
             self._task.add_done_callback(self._tasks.discard)
 
     async def told(self) -> None:
-        """Wait until all calls so far are done."""
+        """Wait until all calls so far are done; but not for ever, whatever a hook does."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            _, pending = await asyncio.wait([self._task], timeout=_PATIENCE)
+            if pending:
+                log.warning("hook_takes_long", extra={"seconds": _PATIENCE})
 
     async def _call_all(self) -> None:
         try:

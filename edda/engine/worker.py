@@ -188,6 +188,8 @@ class Worker:
             log.warning("shutdown_deadline", extra={"runs": len(self.runs)})
         if self._hook_tasks:
             await asyncio.wait(self._hook_tasks, timeout=max(0.0, deadline - self.loop.time()))
+            for task in list(self._hook_tasks):
+                task.cancel()
         self.journal.close()
         for run in list(self.runs.values()):
             run.abandon()

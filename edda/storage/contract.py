@@ -205,11 +205,11 @@ class Storage(Protocol):
         """The channel's mode (this one, if nobody has joined it yet), and the last accept sequence."""
         ...
 
-    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | int:
         """On an open transaction: the first unaddressed message behind the channel's position, which moves there.
 
         Locks the channel, so that two who take at once get different messages, in accept order; nobody's if the
-        transaction is rolled back. None: there is none.
+        transaction is rolled back. The position, where nothing is behind it.
         """
         ...
 

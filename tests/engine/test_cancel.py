@@ -304,3 +304,64 @@ async def test_cancelled_at_whatever_moment_what_was_done_is_undone(make_app: Ma
 
     await asyncio.gather(*map(one, range(60)))
     assert app.worker.runs == {}
+
+
+@activity
+async def quick(ctx: WorkflowContext, what: str) -> None:
+    notes.append(what)
+
+
+@activity
+async def until_released(ctx: WorkflowContext) -> None:
+    notes.append("begun")
+    await finish[-1].wait()
+
+
+@workflow
+async def in_a_block(ctx: WorkflowContext) -> None:
+    await register_compensation(ctx, slow_undo)
+    async with ctx.transaction():
+        await quick(ctx, "in the block")
+        await until_released(ctx)
+    notes.append("went on")
+    await quick(ctx, "never")
+
+
+async def test_a_block_goes_on_to_its_end_and_what_follows_replays(make_app: MakeApp) -> None:
+    finish.append(asyncio.Event())
+    app = await make_app(in_a_block)
+    handle = await in_a_block.submit()
+    await eventually(lambda: "begun" in notes)
+    assert await handle.cancel(wait=0)
+    await eventually(lambda: app.worker.runs[handle.id].cancelling)
+    finish[-1].set()
+    finish.append(asyncio.Event())
+    await eventually(lambda: "undoing" in notes)
+    app.worker.runs[handle.id].restart()  # as after a crash: from what is committed
+    await eventually(lambda: notes.count("undoing") == 2)
+    finish[-1].set()
+    with pytest.raises(WorkflowCancelledError):
+        await handle.result(timeout=20)
+    assert "never" not in notes
+    assert notes[-1] == "undone"
+
+
+@workflow
+async def with_a_time_limit(ctx: WorkflowContext) -> None:
+    await register_compensation(ctx, slow_undo)
+    async with asyncio.timeout(3_600):
+        await wait_event(ctx, "never.comes")
+
+
+async def test_replay_does_not_wait_for_what_the_stopped_code_awaited(make_app: MakeApp) -> None:
+    finish.append(asyncio.Event())
+    app = await make_app(with_a_time_limit)
+    handle = await with_a_time_limit.submit()
+    await eventually(lambda: handle.id in app.worker.runs)
+    assert await handle.cancel(wait=0)
+    await eventually(lambda: "undoing" in notes)
+    app.worker.runs[handle.id].restart()
+    await eventually(lambda: notes.count("undoing") == 2)
+    finish[-1].set()
+    with pytest.raises(WorkflowCancelledError):
+        await handle.result(timeout=20)

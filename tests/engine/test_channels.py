@@ -274,3 +274,25 @@ async def test_workers_that_die_lose_no_job_and_do_none_twice(make_app: MakeApp)
                 run.restart()
     results = [await handle.result(timeout=40) for handle in handles]
     assert sorted(number for taken in results for number in taken) == list(range(16))
+
+
+async def test_a_subscriber_of_a_drained_channel_does_not_walk_what_is_taken(make_app: MakeApp) -> None:
+    app = await make_app(listener)
+    for number in range(40):
+        await publish(app, "drained", number)
+    first = app.handle(await app.start(listener, channel="drained", mode="competing", count=40))
+    assert await first.result(timeout=30) == list(range(40))
+    flushes = app.store.flushes
+    second = app.handle(await app.start(listener, channel="drained", mode="competing", count=1))
+    assert app.store.flushes - flushes < 10
+    await publish(app, "drained", "fresh")
+    assert await second.result(timeout=20) == ["fresh"]
+
+
+async def test_a_message_for_one_subscriber_of_a_competing_channel_reaches_it(make_app: MakeApp) -> None:
+    app = await make_app(listener)
+    one, two = [await app.start(listener, channel="shared", mode="competing", count=1) for _ in range(2)]
+    await publish(app, "shared", "for two", target_instance_id=two)
+    assert await app.handle(two).result(timeout=20) == ["for two"]
+    await publish(app, "shared", "for anybody")
+    assert await app.handle(one).result(timeout=20) == ["for anybody"]

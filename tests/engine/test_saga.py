@@ -281,3 +281,16 @@ async def test_a_compensation_writes_through_the_session(make_app: MakeApp) -> N
         await with_session.start()
     async with app.storage.engine.begin() as connection:
         assert await connection.scalar(text("SELECT taken FROM saga_seats")) == 0
+
+
+@workflow
+async def unstorable(ctx: WorkflowContext) -> object:
+    await register_compensation(ctx, undo, "it")
+    return object()
+
+
+async def test_a_result_that_cannot_be_stored_is_a_failure_like_any_other(make_app: MakeApp) -> None:
+    await make_app(unstorable)
+    with pytest.raises(ValueError, match="cannot be stored"):
+        await unstorable.start()
+    assert undone == ["it"]

@@ -18,13 +18,16 @@ def join(c: sa.Connection, traits: Traits, channel: str, mode: str) -> tuple[str
     return str(found), int(last)
 
 
-def take(c: sa.Connection, traits: Traits, channel: str) -> EventRow | None:
-    """The first message that nobody has taken, under the channel's lock: it is the caller's if this is committed."""
+def take(c: sa.Connection, traits: Traits, channel: str) -> EventRow | int:
+    """The first message that nobody has taken, under the channel's lock: it is the caller's if this is committed.
+
+    The channel's position where there is none.
+    """
     here = channels.c.channel == channel
     select = sa.select(channels.c.channel, channels.c.position).where(here)
     row = c.execute(traits.lock_rows(select)).one_or_none()
     if row is None:
-        return None
+        return 0
     next_one = (
         sa.select(events)
         .where(events.c.type == channel, events.c.seq > row.position, events.c.addressee.is_(None))
@@ -33,6 +36,6 @@ def take(c: sa.Connection, traits: Traits, channel: str) -> EventRow | None:
     )
     found = c.execute(next_one).one_or_none()
     if found is None:
-        return None
+        return int(row.position)
     c.execute(sa.update(channels).where(here).values(position=found.seq))
     return event_row(found)

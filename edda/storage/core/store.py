@@ -187,7 +187,7 @@ class CoreStore:
     async def join_channel(self, channel: str, mode: str) -> tuple[str, int]:
         return await self._run(lambda c: channels.join(c, self.traits, channel, mode))
 
-    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | int:
         return await connection.run_sync(lambda c: channels.take(c, self.traits, channel))
 
     # ---------------------------------------------------------------- users' sessions and new instances

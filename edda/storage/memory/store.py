@@ -252,7 +252,7 @@ class MemoryStore:
         with self.transaction() as t:
             return t.channels.setdefault(channel, mode), t.last_seq
 
-    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | None:
+    async def take_message_in_session(self, connection: AsyncConnection, channel: str) -> EventRow | int:
         _no_session(connection, channel)
 
     async def apply_in_session(self, connection: AsyncConnection, turn: Turn) -> TurnResult:
