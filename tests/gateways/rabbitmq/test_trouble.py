@@ -40,7 +40,7 @@ async def told(gateway: RabbitMQGateway, *texts: str) -> None:
         assert health.lag is None
         return True
 
-    await eventually(says)
+    await eventually(says, 20)
 
 
 async def all_stored(store: Storage, *ids: str) -> None:
@@ -404,9 +404,9 @@ async def test_broker_without_memory_goes_on_delivering(
 async def test_broker_that_does_not_answer_any_more_is_noticed_from_outside(
     lite: Storage, own_rabbitmq: OwnBroker, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateways.rabbitmq.topology.ANSWER", 0.3)
+    monkeypatch.setattr("gateways.rabbitmq.topology.ANSWER", 1.0)
     queue = await own_rabbitmq.queue("quorum")
-    gateway = await start_gateway(lite, own_rabbitmq.url, queue, connect_timeout=0.5)
+    gateway = await start_gateway(lite, own_rabbitmq.url, queue, connect_timeout=3.0)
     await consuming(gateway)
     with own_rabbitmq.frozen():
         await told(gateway, "answer")
