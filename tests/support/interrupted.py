@@ -22,6 +22,8 @@ def run_pytest(workers: str) -> None:
     os.environ.pop("EDDA_TEST_POSTGRES_URL", None)
     run.leave()
     arguments = [str(Path(__file__)), "-n", workers, "-p", "no:cacheprovider", "-m", "", "-s"]
+    # A shell's background jobs ignore Ctrl-C, and so does all that they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A fresh interpreter in the same process: this one has imported what pytest would rewrite.
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
