@@ -28,7 +28,7 @@ from edda.errors import (
     StorageUnavailableError,
 )
 from edda.event_handlers import EventHandler, handler_workflow
-from edda.handle import Handle, continued_as, outcome_of
+from edda.handle import Handle, outcome_of
 from edda.inbox.accept import Inbox
 from edda.inbox.registry import Shapes
 from edda.inbox.retention import Sweeper
@@ -244,9 +244,9 @@ class EddaApp:
             shapes,
             self._options,
             news,
+            self.deliver_events,
             self._outbox_news,
             self.destinations,
-            self.deliver_events,
         )
         shapes.on_woken = worker.woken
         inbox = self._inbox = Inbox(self.store, on_woken=worker.woken)
@@ -298,7 +298,7 @@ class EddaApp:
         running_apps.remove(self)
         outlets.remove(self)
         await self._parts.aclose()
-        self._worker = self._inbox = self._news = None
+        self._worker = self._inbox = self._news = self._forwarding = None
 
     async def __aenter__(self) -> Self:
         """``async with EddaApp(...)``."""
@@ -368,11 +368,7 @@ class EddaApp:
 
     async def deliver_events(self, events: Sequence[CloudEvent]) -> list[EventResult]:
         """For Edda's own modules: as ``deliver``, also while the app starts and stops."""
-        inbox = self._inbox
-        if inbox is None:
-            self._need_running()
-            inbox = self.inbox
-        return await inbox.deliver(list(events))
+        return await (self._inbox or self.inbox).deliver(events)
 
     async def handle_cloudevent(self, event: Any, wait: bool = False) -> None:
         """As in ``edda-framework 0.16``; the event is durable when this returns."""
@@ -419,9 +415,7 @@ class EddaApp:
 
     async def _follow(self, instance_id: str) -> str:
         """Until it has ended: raise its exception, or give the id of the last run of its chain."""
-        row = await self.handle(instance_id).ended()
-        while row.state is State.RECURRED:
-            row = await self.handle(continued_as(row)).ended()
+        row = await self.handle(instance_id).chain_ended()
         if row.state is not State.CANCELLED:
             outcome_of(row)
         return row.id

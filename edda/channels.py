@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
@@ -225,18 +225,17 @@ async def _send(
         attempt.outbox.append(message_of(event, key=None, destination=INBOX, instance_id=run.id))
         return event.id, False
 
+    # Made here, where bad data is refused; its id is known when the step has a number.
+    unnamed = _event_of("0", source, event_type, channel, data, given, target)
+
     async def send(attempt: Attempt) -> list[object]:
         # By the step's number, so that it is one message however often the step is done.
         message_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}/{attempt.command.seq}"))
-        event = _event_of(message_id, source, event_type, channel, data, given, target)
+        event = replace(unnamed, id=message_id)
         [result] = await attempt.run.host.deliver([event])
         _need_stored(result, channel)
         return [message_id, result.waits > 0]
 
-    event_of_nothing = _event_of(
-        "0", source, event_type, channel, data, given, target
-    )  # refuses bad data here
-    del event_of_nothing
     message_id, woken = await _step(run, f"publish:{channel}", send, (channel, data, metadata, target))
     return str(message_id), bool(woken)
 

@@ -54,10 +54,7 @@ class Handle:
         up or cancelled.
         """
         async with asyncio.timeout(timeout):
-            row = await self.ended()
-            while row.state is State.RECURRED:
-                row = await Handle(continued_as(row), self._store, self._worker).ended()
-            return outcome_of(row)
+            return outcome_of(await self.chain_ended())
 
     async def resume(self) -> bool:
         """Let a paused instance go on (with the code as it is now); False if it is not paused."""
@@ -96,6 +93,14 @@ class Handle:
                 async with asyncio.timeout(wait):
                     row = await self.ended()
         return row.state is State.CANCELLED or row.ended_at is None
+
+    async def chain_ended(self) -> InstanceRow:
+        """Wait until the instance, and every run that follows it by ``ctx.recur()``, has ended; the last one's row."""
+        row = await self.ended()
+        while row.state is State.RECURRED:
+            next_id: str = from_json(row.output or b"{}")["continued_as"]
+            row = await Handle(next_id, self._store, self._worker).ended()
+        return row
 
     async def ended(self) -> InstanceRow:
         """Wait until the instance has ended; its row. While the database is away, that is waited for, too."""
@@ -139,12 +144,6 @@ class Handle:
     def __repr__(self) -> str:
         """For people."""
         return f"<handle {self.id}>"
-
-
-def continued_as(row: InstanceRow) -> str:
-    """The id of the run that goes on where this one has ended by ``ctx.recur()``."""
-    next_id: str = from_json(row.output or b"{}")["continued_as"]
-    return next_id
 
 
 def outcome_of(row: InstanceRow) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
-from edda.engine.session import ActivitySession, commit_with
+from edda.engine.session import ActivitySession, commit_record
 from edda.engine.telling import ids_of
 from edda.errors import EddaError, OwnershipLostError
 from edda.history import records as kinds
@@ -134,29 +134,15 @@ class Attempt:
         turn = Turn(
             run.id, run.host.owner, run.fence, run.signals, records=[record], outbox=list(self.outbox)
         )
-        # Whoever gives up on the activity now does not stop its commit: the record may be on its way, and its place in
-        # the observed order is taken.
+
+        def pass_on() -> None:
+            run.host.committed(turn)
+            self.committed()
+
         self._committing = True
-        run.hold()
-        error = await asyncio.shield(run.host.loop.create_task(self._commit(self._session, turn, value)))
+        error = await commit_record(run, command, self._session, turn, value, pass_on)
         if error is not None:
             raise error
-
-    async def _commit(self, session: ActivitySession, turn: Turn, value: Any) -> Exception | None:
-        run, [record] = self.run, turn.records
-        try:
-            error = await commit_with(run, session, turn)
-        except OwnershipLostError as lost:
-            error = lost
-        finally:
-            run.let_go()
-        if error is not None:
-            run.skip(record)
-            return error
-        run.observed_elsewhere(record, self.command, value)
-        run.host.committed(turn)
-        self.committed()
-        return None
 
     def committed(self) -> None:
         """Start what was registered for after the commit; a failing callback is logged and harms nobody."""
@@ -279,9 +265,9 @@ def _final_error(
     """The error that the workflow gets, or None to try again."""
     if isinstance(error, TerminalError):
         return error
-    reason = "its workflow is being cancelled" if command.given_up else ""
-    if reason:
-        pass
+    reason = ""
+    if command.given_up:
+        reason = "its workflow is being cancelled"
     elif not policy.is_retryable(error):
         reason = "its error is not retryable"
     elif policy.max_attempts is not None and number >= policy.max_attempts:

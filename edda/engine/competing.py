@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from edda.engine.observed import encode_event
-from edda.engine.session import ActivitySession, commit_with
+from edda.engine.session import ActivitySession, commit_record
 from edda.errors import OwnershipLostError
 from edda.history import records as kinds
 from edda.storage.rows import Turn
@@ -43,10 +43,7 @@ async def _try(run: Run, command: Command, wait: EventWait, row: WaitRow) -> Exc
         raise
     except Exception as error:  # noqa: BLE001, as the driver raised it
         await session.close()
-        if not run.host.store.is_transient(error):
-            run.host.loop.call_soon(run.doom, error)
-            return None
-        return error
+        return _refused(run, error)
     if isinstance(taken, int):
         await session.close()
         run.took_nothing(command, row, taken)
@@ -54,28 +51,16 @@ async def _try(run: Run, command: Command, wait: EventWait, row: WaitRow) -> Exc
     payload, decoded = encode_event(taken)
     record = run.next_record(command, kinds.EVENT, payload, None, taken.accepted_at)
     turn = Turn(run.id, run.host.owner, run.fence, run.signals, records=[record])
-    run.hold()
-    # Not cut off by whoever gives up on the message: its place in the observed order is taken.
-    return await asyncio.shield(run.host.loop.create_task(_commit(run, command, session, turn, decoded)))
-
-
-async def _commit(
-    run: Run, command: Command, session: ActivitySession, turn: Turn, message: object
-) -> Exception | None:
-    [record] = turn.records
-    try:
-        error = await commit_with(run, session, turn)
-    except OwnershipLostError:
-        run.skip(record)
+    refusal = await commit_record(run, command, session, turn, decoded)
+    if isinstance(refusal, OwnershipLostError):
         run.host.loop.call_soon(run.lose)
         return None
-    finally:
-        run.let_go()
-    if error is None:
-        run.observed_elsewhere(record, command, message)
-        return None
-    run.skip(record)
-    if not run.host.store.is_transient(error):
-        run.host.loop.call_soon(run.doom, error)
-        return None
-    return error
+    return None if refusal is None else _refused(run, refusal)
+
+
+def _refused(run: Run, error: Exception) -> Exception | None:
+    """The error, to be tried again; None where that never helps, and the instance is given up."""
+    if run.host.store.is_transient(error):
+        return error
+    run.host.loop.call_soon(run.doom, error)
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,7 @@ class Host(Protocol):
     retry_park_after: float
     stopping: bool
     hooks: object | None
+    deliver: Callable[[Sequence[CloudEvent]], Awaitable[list[EventResult]]]  # see ``Inbox.deliver``
 
     def now_us(self) -> int:
         """The database's clock, as well as it is known here."""
@@ -67,10 +68,6 @@ class Host(Protocol):
 
     async def ensure_shape(self, pattern: str, paths: tuple[str, ...]) -> Shape:
         """Register a shape; waits for the database as long as it takes."""
-        ...
-
-    async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
-        """Accept events; see ``Inbox.deliver``."""
         ...
 
     def load_soon(self, run: Run) -> None:

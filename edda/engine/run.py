@@ -670,14 +670,20 @@ class Run:
             return False
         if self._cancel is not None:
             return True
-        # An activity that something undoes is let finish first.
-        if not self._compensations and not any(map(self._is_protected, self._active)):
-            return False
         if not self._root.done():
             return False
-        if self._outcome is None:
-            self._outcome = outcome_of_task(self._root, self.definition.name)
-        return self._outcome.state is State.FAILED
+        # An activity that something undoes is let finish first.
+        pending = bool(self._compensations) or any(map(self._is_protected, self._active))
+        return pending and self._outcome_of_code().state is State.FAILED
+
+    def _outcome_of_code(self) -> Outcome:
+        """What has become of its code; encoded once, where it has ended."""
+        if self._outcome is not None:
+            return self._outcome
+        outcome = outcome_of_task(self._root, self.definition.name)
+        if self._root is not None and self._root.done():
+            self._outcome = outcome
+        return outcome
 
     def _is_protected(self, seq: int) -> bool:
         command = self._commands.get(seq)
@@ -713,7 +719,7 @@ class Run:
             task.cancel()
 
     def _stop(self) -> None:
-        outcome = self._cancel or outcome_of_task(self._root, self.definition.name)
+        outcome = self._cancel or self._outcome_of_code()
         if self._compensations:
             self._stop_code(outcome)
         elif self._cancel is not None:
@@ -739,9 +745,7 @@ class Run:
         self._stopping = True
         self._runloop.close_run()
         self._stopping = False
-        root, self._root = self._root, None
-        if root is not None and root.done() and not root.cancelled():
-            root.exception()
+        self._forget_root()
         self._commands.clear()
         self._fresh.clear()
         self._unregistered.clear()
@@ -753,9 +757,7 @@ class Run:
     def _forget_cancelled(self) -> None:
         for command in [command for command in self._commands.values() if command.future.cancelled()]:
             del self._commands[command.seq]
-            task = self._active.pop(command.seq, None)
-            if task is not None:
-                task.cancel()
+            self._give_up(command.seq)
             if command.registered:
                 self.write(Part(drop_wait=command.seq))
 
@@ -877,7 +879,7 @@ class Run:
         return turn
 
     def _end(self, turn: Turn) -> None:
-        outcome = self._forced or self._undoing or outcome_of_task(self._root, self.definition.name)
+        outcome = self._forced or self._undoing or self._outcome_of_code()
         if isinstance(outcome.error, RecurError):
             turn.successor = self._next_in_chain(outcome.error)
             outcome = replace(outcome, output=recurred_output(outcome.error, turn.successor.id))
@@ -1125,8 +1127,11 @@ class Run:
         self.closed = True
         self._drop_work()
         self._runloop.close_run()
+        self._forget_root()
+        self._commands.clear()
+        self.host.released(self, how)
+
+    def _forget_root(self) -> None:
         root, self._root = self._root, None
         if root is not None and root.done() and not root.cancelled():
             root.exception()  # read: it is told in the outcome, not by the garbage collector
-        self._commands.clear()
-        self.host.released(self, how)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,6 +13,7 @@ from edda.errors import OwnershipLostError, StorageUnavailableError, Transaction
 from edda.storage.rows import Applied
 
 if TYPE_CHECKING:
+    from edda.engine.commands import Command
     from edda.engine.run import Run
     from edda.storage.rows import Turn
 
@@ -55,6 +57,40 @@ async def commit_with(run: Run, session: ActivitySession, turn: Turn) -> Excepti
     if result.applied is not Applied.APPLIED:
         raise OwnershipLostError(run.id, run.fence)
     return None
+
+
+async def commit_record(
+    run: Run,
+    command: Command,
+    session: ActivitySession,
+    turn: Turn,
+    value: Any,
+    committed: Callable[[], None] = lambda: None,
+) -> Exception | None:
+    """Commit the turn's one record with the session, and give its result to the code; the error, if it was refused.
+
+    Whoever gives up on the command meanwhile does not stop the commit: the record may be on its way, and its place in
+    the observed order is taken. ``committed`` is called once it is.
+    """
+    [record] = turn.records
+    run.hold()
+
+    async def commit() -> Exception | None:
+        error: Exception | None
+        try:
+            error = await commit_with(run, session, turn)
+        except OwnershipLostError as lost:
+            error = lost
+        finally:
+            run.let_go()
+        if error is not None:
+            run.skip(record)
+            return error
+        run.observed_elsewhere(record, command, value)
+        committed()
+        return None
+
+    return await asyncio.shield(run.host.loop.create_task(commit()))
 
 
 async def _is_recorded(run: Run, seq: int) -> bool:

@@ -100,9 +100,9 @@ class Worker:
         shapes: Shapes,
         options: WorkerOptions,
         news: News,
+        deliver: Callable[[Sequence[CloudEvent]], Awaitable[list[EventResult]]],
         on_outbox: Callable[[frozenset[str] | None], None] = lambda _: None,
         destinations: Callable[[str], list[str]] = lambda _: ["default"],
-        deliver: Callable[[Sequence[CloudEvent]], Awaitable[list[EventResult]]] | None = None,
     ) -> None:
         self.store = store
         self.app = app
@@ -123,7 +123,7 @@ class Worker:
         self._shapes = shapes
         self._on_outbox = on_outbox
         self.destinations = destinations
-        self._deliver = deliver or _nobody
+        self.deliver = deliver
         self._starters: dict[str, asyncio.Future[Released]] = {}
         self._watchers: dict[str, list[asyncio.Future[None]]] = {}
         self._timers = Timers(self.now_us, lambda: self._tasks.spawn(self._fire_timers()))
@@ -272,10 +272,6 @@ class Worker:
         shape: Shape = await _persist(lambda: self._shapes.ensure(pattern, paths))
         return shape
 
-    async def deliver(self, events: Sequence[CloudEvent]) -> list[EventResult]:
-        """Accept events."""
-        return await self._deliver(events)
-
     def load_soon(self, run: Run) -> None:
         """Read the run's waits with those of the others that ask in the same tick."""
         self._to_load[run] = None
@@ -298,8 +294,8 @@ class Worker:
         """A turn is durable: pass on what it left for others."""
         if turn.outbox:
             if self._telling is not None:
-                for event_id, sent in {message.event_id: message for message in turn.outbox}.items():
-                    del event_id  # one message per destination, and one event
+                # One message per destination, and one event.
+                for sent in {message.event_id: message for message in turn.outbox}.values():
                     self._telling.tell("on_event_sent", sent.type, sent.source, _data_of(sent))
             self._on_outbox(frozenset(message.destination for message in turn.outbox))
         if turn.children or turn.successor is not None:
@@ -545,10 +541,6 @@ class Worker:
                 return
         log.warning("orphans_adopted", extra={"count": len(orphans or ())})
         await self._take([found[one] for one in sorted(orphans or ())])
-
-
-async def _nobody(events: Sequence[CloudEvent]) -> list[EventResult]:
-    raise NotImplementedError(f"{len(events)} events, and this worker has no inbox")
 
 
 def _data_of(sent: OutboxMessage) -> Any:

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from edda.cli.output import opened
 from edda.inbox.retention import sweep_once
 from edda.retention import Retention
-from edda.storage.connect import open_store
 from edda.storage.contract import Storage
 from tests.cli.conftest import Run
 from tests.storage import given
@@ -22,10 +22,8 @@ WEEK = timedelta(days=7)
 
 @pytest.fixture
 async def store(database: Database) -> AsyncIterator[Storage]:
-    store = open_store(database.url)
-    await store.open()
-    yield store
-    await store.close()
+    async with opened(database.url) as store:
+        yield store
 
 
 async def old_and_new(store: Storage) -> None:

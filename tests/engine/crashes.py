@@ -79,15 +79,28 @@ async def _watched(app: EddaApp, commits: _Commits) -> AsyncIterator[None]:
         yield
 
 
+def apps_of(url: str, program: Workflow[Any, Any]) -> Callable[[], Awaitable[EddaApp]]:
+    """Makes one process after the other: ``shutdown_timeout=0``, so that shutting down drops everything."""
+
+    async def make_app() -> EddaApp:
+        app = EddaApp(
+            "engine", url, workflows=[program], shutdown_timeout=0, strict_arguments=True, lease_seconds=3
+        )
+        await app.initialize()
+        return app
+
+    return make_app
+
+
 async def run_through(
     make_app: Callable[[], Awaitable[EddaApp]],
     program: Workflow[Any, Any],
     crash: Crash | None,
     prepare: Callable[[EddaApp], Awaitable[Any]] | None = None,
 ) -> tuple[Any, int]:
-    """The program's result, and how many commits its first process made. Its apps are shut down again.
+    """The program's result, and how many commits its first process made.
 
-    ``make_app`` must give it ``shutdown_timeout=0``: then shutting down is to drop everything where it stands.
+    ``make_app`` is one of ``apps_of``; what it makes is shut down again.
     """
     commits = _Commits(crash)
     app = await make_app()

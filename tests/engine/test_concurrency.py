@@ -17,7 +17,7 @@ from edda.retry import RetryExhaustedError, RetryPolicy
 from edda.transactional import send_event_transactional
 from edda.waits import EventTimeoutError, sleep, wait_event
 from edda.workflow import workflow
-from tests.engine.crashes import WAYS, Crash, How, run_through
+from tests.engine.crashes import WAYS, Crash, How, apps_of, run_through
 from tests.engine.events import event
 from tests.support.databases import Database
 
@@ -251,17 +251,7 @@ async def test_it_goes_on_as_if_nothing_had_happened_after_a_crash_at_any_commit
 ) -> None:
     running = workflow(name="program")(program)
 
-    async def make_app() -> EddaApp:
-        app = EddaApp(
-            "engine",
-            sqlite_database.url,
-            workflows=[running],
-            shutdown_timeout=0,
-            strict_arguments=True,
-            lease_seconds=3,
-        )
-        await app.initialize()
-        return app
+    make_app = apps_of(sqlite_database.url, running)
 
     async def prepare(app: EddaApp) -> None:
         async with app.storage.engine.begin() as connection:

@@ -20,7 +20,7 @@ from edda.transactional import send_event_transactional
 from edda.waits import sleep, wait_event
 from edda.workflow import Workflow, workflow
 from tests.engine.conftest import MakeApp
-from tests.engine.crashes import WAYS, Crash, How, run_through
+from tests.engine.crashes import WAYS, Crash, How, apps_of, run_through
 from tests.engine.events import event
 from tests.support.databases import Database
 from tests.support.eventually import eventually
@@ -279,12 +279,7 @@ async def test_a_run_keeps_its_way_after_a_crash_at_any_commit(
 ) -> None:
     release = deployed(asks_before_everything)
 
-    async def make() -> EddaApp:
-        app = EddaApp(
-            "engine", sqlite_database.url, workflows=[release], shutdown_timeout=0, strict_arguments=True
-        )
-        await app.initialize()
-        return app
+    make = apps_of(sqlite_database.url, release)
 
     async def prepare(app: EddaApp) -> None:
         async with app.storage.engine.begin() as connection:

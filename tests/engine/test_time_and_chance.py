@@ -24,7 +24,7 @@ from edda.waits import EventTimeoutError, sleep, wait_event
 from edda.workflow import workflow
 from tests.engine.clock import advance
 from tests.engine.conftest import MakeApp
-from tests.engine.crashes import WAYS, Crash, run_through
+from tests.engine.crashes import WAYS, Crash, apps_of, run_through
 from tests.engine.events import event
 from tests.support.databases import Database, temporary_database
 from tests.support.eventually import eventually
@@ -350,18 +350,7 @@ async def _play(directory: Path, plan: list[Any], crash: Crash | None) -> int:
     """Crash and go on; how many commits there were. What is recorded must be drawn again, else the instance pauses."""
     play = Play(plan)
     with temporary_database("sqlite", directory, is_prepared=True) as database:
-
-        async def make_app() -> EddaApp:
-            app = EddaApp(
-                "engine",
-                database.url,
-                workflows=[play.workflow],
-                shutdown_timeout=0,
-                strict_arguments=True,
-                lease_seconds=3,
-            )
-            await app.initialize()
-            return app
+        make_app = apps_of(database.url, play.workflow)
 
         async def prepare(app: EddaApp) -> None:
             await app.deliver([event("go", {"number": 1}) for _ in range(20)])

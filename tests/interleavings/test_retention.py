@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from edda.storage.contract import Storage
-from edda.storage.rows import Applied, Chunk, Expiring, Release, Sweep, Swept, Verdict
+from edda.storage.rows import Applied, Chunk, Expiring, Release, Shape, Sweep, Swept, Verdict
 from edda.storage.schema import event_keys, events, history, identities, instances, sweeps
 from tests.interleavings import given
 from tests.interleavings.barrier import Barrier
@@ -111,14 +111,21 @@ async def test_a_worker_claims_an_instance_while_a_sweep_looks_at_what_it_may_re
     assert await raw.count(events) == 1
 
 
-async def test_a_backfill_and_a_removal_of_the_same_event_leave_no_key_without_its_event(
-    store: Storage, other: Storage, barrier: Barrier, raw: Raw
-) -> None:
+async def an_old_event_and_a_new_shape(
+    store: Storage, other: Storage
+) -> tuple[Shape, list[tuple[bytes, str, int]]]:
+    """A shape that is filling, and the key that it is to be given of the event."""
     await store.accept(given.batch("old", given.event("old")))
     shape = await store.register_shape("paid", ("data.id",))
     await a_week_later(store, other)
+    return shape, [(given.digest("key"), "", 1)]
+
+
+async def test_a_backfill_and_a_removal_of_the_same_event_leave_no_key_without_its_event(
+    store: Storage, other: Storage, barrier: Barrier, raw: Raw
+) -> None:
+    shape, keys = await an_old_event_and_a_new_shape(store, other)
     sweep, what = await right(store), await chunk(store, Expiring.EVENTS)
-    keys = [(given.digest("key"), "", 1)]
     async with barrier.at(event_keys, "INSERT"):
         filling = await barrier.stopped(other.backfill(shape.id, keys, done=True))
         removing = await barrier.waiting(store.sweep(sweep, what, HOUR))
@@ -130,11 +137,8 @@ async def test_a_backfill_and_a_removal_of_the_same_event_leave_no_key_without_i
 async def test_a_removal_and_a_backfill_of_the_same_event_leave_no_key_without_its_event(
     store: Storage, other: Storage, barrier: Barrier, raw: Raw
 ) -> None:
-    await store.accept(given.batch("old", given.event("old")))
-    shape = await store.register_shape("paid", ("data.id",))
-    await a_week_later(store, other)
+    shape, keys = await an_old_event_and_a_new_shape(store, other)
     sweep, what = await right(store), await chunk(store, Expiring.EVENTS)
-    keys = [(given.digest("key"), "", 1)]
     async with barrier.at(events, "DELETE"):
         removing = await barrier.stopped(store.sweep(sweep, what, HOUR))
         filling = await barrier.waiting(other.backfill(shape.id, keys, done=True))

@@ -7,7 +7,7 @@ looked at again in the same sweep.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -147,14 +147,13 @@ def _sees(wait: Any, key: Any) -> bool:
     return bool(fits and key.seq > wait.cursor and key.seq != wait.skip)
 
 
-def _live_chains(c: sa.Connection, chains: Iterable[str]) -> set[str]:
+def _live_chains(c: sa.Connection, chains: Collection[str]) -> set[str]:
     """Those of these chains of which a run lives."""
-    live: set[str] = set()
+    live = _live(c, chains)
     for part in chunked(sorted(chains)):
-        alive = instances.c.ended_at.is_(None)
-        live |= set(c.execute(sa.select(instances.c.id).where(instances.c.id.in_(part), alive)).scalars())
         later = sa.and_(instances.c.chain.in_(part), instances.c.chain != instances.c.id)
-        live |= set(c.execute(sa.select(instances.c.chain).where(later, alive).distinct()).scalars())
+        alive = sa.select(instances.c.chain).where(later, instances.c.ended_at.is_(None))
+        live |= set(c.execute(alive.distinct()).scalars())
     return live
 
 
